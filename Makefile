@@ -1,0 +1,51 @@
+# The three commands that one needs: make run, make test, make format. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+TEST_VENV := .venv-test
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+
+$(VENV)/.ready: requirements/serve.lock pyproject.toml
+	@echo "Making the serving environment in $(VENV) (no torch) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --require-hashes -r requirements/serve.lock
+	@$(VENV)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(TEST_VENV)/.ready: requirements/test.lock pyproject.toml
+	@echo "Making the test environment in $(TEST_VENV) (with torch) …"
+	@$(PYTHON) -m venv $(TEST_VENV)
+	@$(TEST_VENV)/bin/pip install --quiet -r requirements/test.lock
+	@$(TEST_VENV)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+run: $(VENV)/.ready ## make the environment and start the server on port 8000
+	@$(VENV)/bin/hiera-serve run
+
+test: check ## everything that CI runs: format, lint, types, layers, tests
+	@$(TEST_VENV)/bin/python -m pytest --quiet
+
+check: $(TEST_VENV)/.ready
+	@$(TEST_VENV)/bin/ruff format --check --quiet .
+	@$(TEST_VENV)/bin/ruff check --quiet .
+	@$(TEST_VENV)/bin/mypy
+	@$(TEST_VENV)/bin/lint-imports
+
+format: $(TEST_VENV)/.ready ## write the code in the project's format
+	@$(TEST_VENV)/bin/ruff format .
+	@$(TEST_VENV)/bin/ruff check --fix .
+
+lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools on the PATH)
+	pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
+	  --no-emit-find-links --no-header --extra cpu --output-file requirements/serve.lock pyproject.toml
+	pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	  --no-header --unsafe-package setuptools --constraint requirements/constraints.txt \
+	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml
+
+clean: ## remove the environments and the caches
+	rm -rf $(VENV) $(TEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,69 @@
+"""What an engine is: something that turns a batch of rows into probabilities, and says what it is.
+
+An engine runs one batch at a time and knows nothing of requests, queues or threads. `app.serving.instance` owns it and
+calls it from one thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What `/models`, the metrics and every answer say about an engine.
+
+    `name` is the word that settings use ("onnxruntime", "openvino", "tensorrt", "noop"); `precision` is what it really
+    computes in ("fp32", "bf16", "fp16"); `device` is "cpu" or "cuda:0"; `detail` is free text (threads, versions).
+    """
+
+    name: str
+    precision: str
+    device: str
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """A loaded model on a device.
+
+    Attributes:
+        info: what it is.
+        row_shape: the shape of one row, (H, W, 3) or (T, H, W, 3).
+        classes: the number of classes.
+        max_batch: the most rows that one `run` takes.
+    """
+
+    info: EngineInfo
+    row_shape: tuple[int, ...]
+    classes: int
+    max_batch: int
+
+    def empty_rows(self, n: int) -> Rows:
+        """An uninitialised uint8 array [n, *row_shape] in memory that the device reads quickly (pinned, aligned)."""
+        ...
+
+    def run(self, rows: Rows) -> Probabilities:
+        """Classify a batch.
+
+        Args:
+            rows: uint8 [n, *row_shape], 1 <= n <= max_batch, C-contiguous.
+
+        Returns:
+            float32 [n, classes], each row summing to one; the caller owns it.
+
+        Raises:
+            EngineOutOfMemory: the device has no room for n rows; fewer may fit.
+            EngineError: the batch failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. No `run` follows."""
+        ...

@@ -1,0 +1,151 @@
+"""Finds model packages on disk and reads them whole: manifest, labels, golden sample, and the hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import PackageError
+from app.repository.manifest import Manifest, read_manifest
+
+MANIFEST = "model.json"
+GRAPH = "model.onnx"
+GOLDEN = "golden.npz"
+LABELS = "labels.txt"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Rows and what the fp32 reference says of them: a package is served only where the engine agrees."""
+
+    rows: NDArray[np.uint8]  # [n, *row_shape]
+    probabilities: NDArray[np.float32]  # [n, classes]
+
+
+@dataclass(frozen=True)
+class PackagePath:
+    """One version of one model, `<root>/<name>/<version>`, not read yet."""
+
+    name: str
+    version: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose schema and hashes hold."""
+
+    manifest: Manifest
+    folder: Path
+    labels: tuple[str, ...]
+    golden: Golden
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+
+def discover(root: Path) -> list[PackagePath]:
+    """Every version folder below `root`, by name and then by version. Numbers make versions; other folders are ignored.
+
+    Raises:
+        PackageError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        raise PackageError(
+            f"{root}: no such folder; set HIERA_MODEL_REPOSITORY, or make a package with hiera-export build"
+        )
+    found = [
+        PackagePath(model.name, int(version.name), version)
+        for model in root.iterdir()
+        if model.is_dir() and not model.name.startswith(".")
+        for version in model.iterdir()
+        if version.is_dir() and version.name.isascii() and version.name.isdigit() and int(version.name) > 0
+    ]
+    return sorted(found, key=lambda package: (package.name, package.version))
+
+
+def latest(packages: list[PackagePath]) -> list[PackagePath]:
+    """The highest version of each name: what is served."""
+    by_name = {package.name: package for package in sorted(packages, key=lambda p: p.version)}
+    return sorted(by_name.values(), key=lambda package: package.name)
+
+
+def open_package(path: PackagePath) -> Package:
+    """Read a package and check it against its own manifest.
+
+    Raises:
+        PackageError: a file is missing, was changed after the build, or contradicts the manifest.
+    """
+    manifest = read_manifest(path.folder / MANIFEST)
+    if (manifest.name, manifest.version) != (path.name, path.version):
+        raise PackageError(
+            f"{path.folder}: the manifest is of {manifest.name} version {manifest.version}; "
+            "a package's folders must carry its name and version"
+        )
+    for required in (GRAPH, GOLDEN, f"../{LABELS}"):
+        if required not in manifest.files:
+            raise PackageError(f"{path.folder}: the manifest has no hash of {required}")
+    for name, expected in manifest.files.items():
+        check_hash(path.folder, name, expected)
+    labels = read_labels(path.folder.parent / LABELS)
+    if len(labels) != manifest.num_classes:
+        raise PackageError(f"{path.folder}: {len(labels)} labels for {manifest.num_classes} classes")
+    return Package(manifest, path.folder, labels, _read_golden(path.folder / GOLDEN, manifest))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """One class a line, in the head's order; blank lines at the end do not count.
+
+    Raises:
+        PackageError: unreadable, empty, or with a blank line between two classes.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{path}: cannot be read as text ({error})") from error
+    labels = tuple(line.strip() for line in lines)
+    if not labels or "" in labels:
+        raise PackageError(f"{path}: a labels file has one class a line and no blank line between them")
+    return labels
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(folder: Path, name: str, expected: str) -> None:
+    """Raises PackageError unless `folder/name`, which must lie inside the package, has the digest."""
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder.parent.resolve()):
+        raise PackageError(f"{folder}: the manifest names {name}, which lies outside the package")
+    try:
+        actual = sha256(file)
+    except OSError as error:
+        raise PackageError(f"{folder}: {name} cannot be read ({error.strerror})") from error
+    if actual != expected:
+        raise PackageError(
+            f"{folder}: {name} was changed after the build (sha256 {actual[:12]}…, not {expected[:12]}…)"
+        )
+
+
+def _read_golden(path: Path, manifest: Manifest) -> Golden:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            golden = Golden(arrays["rows"], arrays["probabilities"])
+    except (OSError, ValueError, KeyError) as error:
+        raise PackageError(f"{path}: not a golden sample ({error})") from error
+    n = len(golden.rows)
+    if n == 0 or golden.rows.shape != (n, *manifest.row_shape) or golden.rows.dtype != np.uint8:
+        raise PackageError(
+            f"{path}: rows are {golden.rows.dtype} {golden.rows.shape}, not uint8 [n, *{manifest.row_shape}]"
+        )
+    if golden.probabilities.shape != (n, manifest.num_classes) or golden.probabilities.dtype != np.float32:
+        raise PackageError(f"{path}: probabilities are {golden.probabilities.shape}, not [{n}, {manifest.num_classes}]")
+    return golden

@@ -1,0 +1,220 @@
+"""Reads Hiera checkpoints of four layouts into the original parameter names, without unpickling code.
+
+    original .pth          {"model_state": {...}}, names as in `export.hiera`
+    original safetensors   the same names without the envelope
+    transformers           `hiera.encoder.stages.S.layers.L…`, `classifier`
+    timm                   `head.fc`, `head.norm`, the rest as in the original
+
+The file's ending decides how bytes are read; the names alone decide the layout.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from export.errors import CheckpointError
+from export.hiera import CONFIGS, Hiera, HieraConfig, create_model
+
+Layout = Literal["original", "transformers", "timm"]
+State = dict[str, Tensor]
+
+HEAD = "head.projection.weight"
+# Names that only a decoder of masked pretraining has, in the three layouts.
+_PRETRAINING_MARKS = (
+    "decoder_pos_embed",
+    "mask_token",
+    "decoder.",
+    "decoder_embed.",
+    "encoder_norm.",
+    "multi_scale_fusion.",
+)
+_SHOWN_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under the original names. `pretraining_only` means that no classifier was trained on them."""
+
+    state: State
+    layout: Layout
+    pretraining_only: bool
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the head, or None without one."""
+        head = self.state.get(HEAD)
+        return None if head is None else len(head)
+
+
+def read_checkpoint(path: Path, config: HieraConfig) -> Checkpoint:
+    """Read a checkpoint and give its parameters the original names.
+
+    Args:
+        path: a .safetensors file, or one that torch.save wrote.
+        config: the variant that the weights are for; it says where the stages of the transformers layout start.
+
+    Raises:
+        CheckpointError: unreadable, with code inside, or of none of the four layouts.
+    """
+    state = _read_tensors(path)
+    layout = layout_of(state)
+    if layout is None:
+        raise CheckpointError(
+            f"{path}: not a Hiera checkpoint of a known layout (original, transformers, timm); its first names are "
+            f"{_names(sorted(state))}"
+        )
+    pretraining_only = _is_pretraining_only(state)
+    if layout == "transformers":
+        state = _from_transformers(state, config)
+    elif layout == "timm":
+        state = _from_timm(state)
+    # In files of masked pretraining the last norm is called `encoder_norm`.
+    state = {re.sub(r"^encoder_norm\.", "norm.", name): tensor for name, tensor in state.items()}
+    return Checkpoint(state, layout, pretraining_only)
+
+
+def layout_of(names: Iterable[str]) -> Layout | None:
+    """Tell the layout from the parameter names, None if it is not Hiera's."""
+    present = set(names)
+    if any(name.startswith(("hiera.", "encoder.stages.")) for name in present):
+        return "transformers"
+    if "patch_embed.proj.weight" not in present or not any(name.startswith("blocks.") for name in present):
+        return None
+    timm_marks = ("head.fc.weight", "head.norm.weight", "pos_embed_abs", "pos_embed_win")
+    return "timm" if any(mark in present for mark in timm_marks) and HEAD not in present else "original"
+
+
+def load_classifier(model: Hiera, checkpoint: Checkpoint, source: str) -> None:
+    """Load a classifier's weights; every parameter must be there, nothing else, each of its own shape.
+
+    Args:
+        model: filled in place; its head has as many classes as the checkpoint's.
+        source: what the checkpoint is called in messages.
+
+    Raises:
+        CheckpointError: masked pretraining only, or with missing, extra or misshapen parameters, all of them listed.
+    """
+    if checkpoint.num_classes is None or checkpoint.pretraining_only:
+        raise CheckpointError(
+            f"{source}: these are weights of masked pretraining (MAE) or of a backbone alone: nothing in them was "
+            "trained to tell classes apart. Use the fine-tuned file (its name does not start with mae_), or fine-tune."
+        )
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - checkpoint.state.keys())
+    extra = sorted(checkpoint.state.keys() - wanted.keys())
+    misshapen = [
+        f"{name} is {_shape(checkpoint.state[name])}, not {_shape(tensor)}"
+        for name, tensor in wanted.items()
+        if name in checkpoint.state and checkpoint.state[name].shape != tensor.shape
+    ]
+    if missing or extra or misshapen:
+        faults = [
+            *([f"  missing ({len(missing)}): {_names(missing)}"] if missing else []),
+            *([f"  extra ({len(extra)}): {_names(extra)}"] if extra else []),
+            *([f"  of the wrong shape ({len(misshapen)}): {_names(misshapen)}"] if misshapen else []),
+        ]
+        raise CheckpointError("\n".join([f"{source} does not fit this variant:", *faults, *_suggestion(checkpoint)]))
+    broken = [name for name, tensor in checkpoint.state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CheckpointError(f"{source}: not a number, or infinite: {_names(broken)}")
+    # Assigned, not copied, so that the model may have been made on the meta device, without drawing weights in vain.
+    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in checkpoint.state.items()}, assign=True)
+
+
+def _read_tensors(path: Path) -> State:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            document: object = load_file(path)
+        else:
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, and its code will not be run; "
+            "save just the state dict, best as safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint, it may be cut short ({error})") from error
+    # Training scripts wrap the state dict under one of these names.
+    for envelope in ("model_state", "state_dict", "model"):
+        if isinstance(document, dict) and isinstance(document.get(envelope), dict):
+            document = document[envelope]
+            break
+    if not isinstance(document, dict) or not document:
+        raise CheckpointError(f"{path}: holds no state dict")
+    wrong = [
+        str(name) for name, value in document.items() if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: not a plain state dict: {_names(wrong)} are no tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in document.items()}
+
+
+def _is_pretraining_only(state: State) -> bool:
+    has_head = any(name in state for name in (HEAD, "head.fc.weight", "classifier.weight"))
+    return not has_head or any(name.startswith(_PRETRAINING_MARKS) for name in state)
+
+
+def _from_timm(state: State) -> State:
+    def original(name: str) -> str:
+        name = re.sub(r"^head\.fc\.", "head.projection.", name)
+        name = re.sub(r"^head\.norm\.", "norm.", name)
+        return "pos_embed" if name == "pos_embed_abs" else name
+
+    return {original(name): tensor for name, tensor in state.items()}
+
+
+def _from_transformers(state: State, config: HieraConfig) -> State:
+    """Rename; block i is the stage's first block plus the layer."""
+    starts = [sum(config.stages[:stage]) for stage in range(len(config.stages))]
+    plain = {
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+        "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+        "pooler.layernorm.weight": "norm.weight",
+        "pooler.layernorm.bias": "norm.bias",
+        "classifier.weight": "head.projection.weight",
+        "classifier.bias": "head.projection.bias",
+    }
+
+    def original(name: str) -> str:
+        name = name.removeprefix("hiera.")
+        layer = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)", name)
+        if layer is None or int(layer[1]) >= len(starts):
+            return plain.get(name, name)
+        tail = layer[3].replace("layernorm_before.", "norm1.").replace("layernorm_after.", "norm2.")
+        return f"blocks.{starts[int(layer[1])] + int(layer[2])}.{tail}"
+
+    return {original(name): tensor for name, tensor in state.items()}
+
+
+def _suggestion(checkpoint: Checkpoint) -> list[str]:
+    """Name the variants whose body has the checkpoint's shapes, when another one has."""
+    shapes = {name: tensor.shape for name, tensor in checkpoint.state.items()}
+    fitting = []
+    for name in CONFIGS:
+        with torch.device("meta"):
+            candidate = create_model(name, checkpoint.num_classes)
+        if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
+            fitting.append(name)
+    return [f"  It fits {' and '.join(fitting)}."] if fitting else []
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return shown + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")

@@ -1,0 +1,123 @@
+"""`hiera-export`: from a checkpoint to a model package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from app.errors import HieraError
+from export.commands import run_build, run_inspect, run_list, run_verify
+from export.errors import ExportError
+
+_BUILD_NOTES = """\
+without --weights or --random-weights the official file is fetched, once, into HIERA_WEIGHTS_DIR (a folder in the
+user's cache by default), from HIERA_WEIGHTS_URL if that names a mirror's folder. --weights reads the original .pth
+and .safetensors files, those of transformers and those of timm.
+
+  hiera-export build hiera_base_224 hiera_base_16x224
+  hiera-export build hiera_base_16x224 --weights ssv2.pth --labels ssv2.txt --sampling uniform --name ssv2
+  hiera-export build hiera_tiny_224 --random-weights 0      (for benchmarks)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0; 1 with a message on stderr; 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        print("hiera-export: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        print(f"hiera-export: {faults}", file=sys.stderr)
+        return 1
+    except (ExportError, HieraError, OSError) as error:
+        print(f"hiera-export: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hiera-export", description="Turn Hiera checkpoints into model packages.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_build(
+        commands.add_parser(
+            "build",
+            help="trace, verify and package one or more variants",
+            description="Trace, verify and package variants.",
+            epilog=_BUILD_NOTES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+    listing = commands.add_parser("list", help="the variants: task, size, licence, accuracy")
+    listing.set_defaults(run=run_list)
+
+    verify = commands.add_parser(
+        "verify", help="measure a package against torch and write the result into its manifest"
+    )
+    verify.add_argument("package", type=Path, help="<repository>/<name>, or one version of it")
+    verify.add_argument(
+        "--weights", type=Path, metavar="FILE", help="what the package was built from, if not official or random"
+    )
+    verify.add_argument(
+        "--max-batch", type=_positive, metavar="ROWS", help="the largest batch to measure (32 images, 8 clips)"
+    )
+    verify.set_defaults(run=run_verify)
+
+    inspect = commands.add_parser("inspect", help="check a package's files and show what its manifest says")
+    inspect.add_argument("package", type=Path, help="<repository>/<name>, or one version of it")
+    inspect.add_argument("--json", action="store_true", help="print the manifest itself")
+    inspect.set_defaults(run=run_inspect)
+    return parser
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    build.set_defaults(run=run_build)
+    build.add_argument("variants", nargs="+", metavar="NAME", help="a variant of `hiera-export list`")
+    weights = build.add_mutually_exclusive_group()
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="your own checkpoint instead of the official one")
+    weights.add_argument(
+        "--random-weights", type=int, metavar="SEED", help="weights that were never trained, for benchmarks"
+    )
+    build.add_argument("--labels", type=Path, metavar="FILE", help="one class a line, in the head's order")
+    build.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the graph (default: fp32)"
+    )
+    build.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=Path("model_repo"),
+        help="the model repository (default: model_repo)",
+    )
+    build.add_argument("--name", help="of the package (default: the variant's)")
+    build.add_argument("--version", type=_positive, default=1, metavar="N", help="of the package (default: 1)")
+    build.add_argument("--replace", action="store_true", help="overwrite that version if it exists")
+    build.add_argument(
+        "--max-batch", type=_positive, metavar="ROWS", help="the largest batch to verify (default: 32 images, 8 clips)"
+    )
+    build.add_argument(
+        "--resize-short-side", type=_positive, metavar="PIXELS", help="before the crop, if your model was evaluated so"
+    )
+    build.add_argument(
+        "--sampling", choices=("dense", "uniform"), help="of video frames: dense as for Kinetics, uniform as for SSv2"
+    )
+    build.add_argument("--licence", metavar="NAME", help="of your weights, for the manifest")
+    build.add_argument("--commercial-use", action="store_true", help="that licence allows commercial use")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What each `hiera-export` command does with its parsed options. Torch is imported only by those that need it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from app.errors import PackageError
+from app.repository.manifest import Parity
+from app.repository.store import PackagePath, discover, latest, open_package
+from export.catalog import VARIANTS, Variant, find_variant
+from export.download import source_from_environment
+from export.errors import BuildRefused
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_build(options: Namespace) -> int:
+    variants = [find_variant(name) for name in options.variants]
+    single = {"--weights": options.weights, "--labels": options.labels, "--name": options.name}
+    given = [flag for flag, value in single.items() if value is not None]
+    if len(variants) > 1 and given:
+        raise BuildRefused(f"{' and '.join(given)} go with one variant, but {len(variants)} are named")
+    from export.package import build_package, refuse_taken
+    from export.plan import BuildRequest, make_plan
+
+    source = source_from_environment(os.environ)
+    for variant in variants:
+        started = time.monotonic()
+        size = f"{variant.parameters / 1e6:.1f} M parameters, {variant.gmacs:g} GMACs a row"
+        _say(f"== {variant.name}: {variant.title}, {size}")
+        request = BuildRequest(
+            variant=variant,
+            weights=options.weights,
+            random_seed=options.random_weights,
+            labels=options.labels,
+            precision=options.precision,
+            name=options.name,
+            version=options.version,
+            max_batch=options.max_batch,
+            resize_short_side=options.resize_short_side,
+            sampling=options.sampling,
+            licence=options.licence,
+            commercial_use=options.commercial_use,
+        )
+        refuse_taken(options.output, request.name or variant.name, options.version, replace=options.replace)
+        plan = make_plan(request, source, _say)
+        folder = build_package(plan, options.output, replace=options.replace, say=_say)
+        manifest = open_package(PackagePath(plan.name, plan.version, folder)).manifest
+        _say("\n".join(_parity_lines(manifest.parity)))
+        _say(f"done in {time.monotonic() - started:.0f} s")
+        print(folder)
+    return 0
+
+
+def run_list(_: Namespace) -> int:
+    header = ("variant", "task", "classes", "params M", "GMACs", "licence of the weights", "published top-1")
+    rows = [header, *(_row(variant) for variant in VARIANTS.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nCC-BY-NC-4.0 forbids commercial use. Demo models are packaged in the source's model_repo/.")
+    print("Accuracies are published ones: one centre crop for images, 5 clips x 3 crops for video.")
+    return 0
+
+
+def _row(variant: Variant) -> tuple[str, ...]:
+    accuracy = ", ".join(f"{item.top1:g} {item.dataset}" for item in variant.accuracy) or "demo: see its manifest"
+    return (
+        variant.name,
+        variant.task,
+        str(variant.num_classes),
+        f"{variant.parameters / 1e6:.2f}",
+        f"{variant.gmacs:.4g}",
+        variant.licence.name,
+        accuracy,
+    )
+
+
+def run_verify(options: Namespace) -> int:
+    package = open_package(_package_path(options.package))
+    manifest = package.manifest
+    from export.verify import verify_package
+
+    result = verify_package(package, options.weights, options.max_batch, source_from_environment(os.environ))
+    print(f"{manifest.name} version {manifest.version} agrees with {result.against}:")
+    print("\n".join(_parity_lines(result.parity)))
+    return 0
+
+
+def run_inspect(options: Namespace) -> int:
+    package = open_package(_package_path(options.package))
+    manifest = package.manifest
+    if options.json:
+        print(json.dumps(manifest.model_dump(mode="json"), indent=2))
+        return 0
+    weights, crop = manifest.weights, manifest.preprocessing
+    sampling = manifest.sampling
+    facts = {
+        "name": f"{manifest.name}, version {manifest.version}",
+        "description": manifest.description,
+        "variant": f"{manifest.variant} ({manifest.task}), {manifest.parameters / 1e6:.2f} M parameters",
+        "precision": manifest.precision,
+        "rows": f"uint8 [batch, {', '.join(map(str, manifest.row_shape))}]",
+        "resize": f"short side {crop.resize_short_side}, {crop.interpolation}, centre crop {crop.height}x{crop.width}",
+        "sampling": ""
+        if sampling is None
+        else f"{sampling.frames} frames, {sampling.mode}, stride {sampling.stride} "
+        f"at {sampling.target_fps:g} per second",
+        "outputs": ", ".join(manifest.outputs),
+        "classes": f"{manifest.num_classes}: {', '.join(package.labels[:3])} …",
+        "weights": f"{weights.source}; {weights.licence}, commercial use: {'yes' if weights.commercial_use else 'no'}",
+        "accuracy": "; ".join(f"{item.top1:g}% on {item.dataset} ({item.how})" for item in manifest.accuracy)
+        or "not known",
+        "files": ", ".join(f"{name} (sha256 {digest[:12]}…, as built)" for name, digest in manifest.files.items()),
+        "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
+    }
+    for title, text in facts.items():
+        if text:
+            print(f"{title:<12} {text}")
+    print("\n".join(_parity_lines(manifest.parity)))
+    return 0
+
+
+def _parity_lines(parity: tuple[Parity, ...]) -> list[str]:
+    return [
+        f"  batch {item.batch:>3}: largest difference {item.max_abs_logits:.2g} in logits, "
+        f"{item.max_abs_probability:.2g} in probabilities; "
+        f"top-1 agreement {item.top1_agreement:.1%}, top-5 {item.top5_agreement:.1%}"
+        for item in parity
+    ]
+
+
+def _package_path(path: Path) -> PackagePath:
+    """A version folder, or a model's folder, which stands for its highest version."""
+    path = path.resolve()
+    if path.name.isdigit():
+        return PackagePath(path.parent.name, int(path.name), path)
+    found = [package for package in latest(discover(path.parent)) if package.name == path.name]
+    if not found:
+        raise PackageError(f"{path}: no package; give <repository>/<name> or <repository>/<name>/<version>")
+    return found[0]

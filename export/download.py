@@ -1,0 +1,113 @@
+"""Fetches official weights into a cache folder, with a progress bar, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from export.catalog import Download
+from export.errors import DownloadFailed
+
+TIMEOUT_S = 30.0
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from and go to.
+
+    `base_url` replaces the official addresses: a mirror's flat folder that holds the files under their catalog names.
+    """
+
+    cache: Path
+    base_url: str | None = None
+
+    def url(self, download: Download) -> str:
+        if self.base_url is None:
+            return download.url
+        return f"{self.base_url.rstrip('/')}/{urllib.parse.quote(download.file)}"
+
+
+def source_from_environment(environment: Mapping[str, str]) -> WeightsSource:
+    """`HIERA_WEIGHTS_DIR` (default: hiera-serve in the user's caches) and `HIERA_WEIGHTS_URL` (default: official)."""
+    caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = environment.get("HIERA_WEIGHTS_DIR") or Path(caches) / "hiera-serve"
+    return WeightsSource(Path(folder), environment.get("HIERA_WEIGHTS_URL") or None)
+
+
+def fetch(download: Download, source: WeightsSource) -> Path:
+    """The path of the weights, which are fetched unless the cache has them.
+
+    Raises:
+        DownloadFailed: no connection, an error of the server, a short or a changed file.
+    """
+    target = source.cache / download.file
+    if target.is_file():
+        return target
+    url = source.url(download)
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadFailed(f"{url} is no http or https address; mend HIERA_WEIGHTS_URL")
+    partial = source.cache / f".{download.file}.{os.getpid()}.part"
+    try:
+        source.cache.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (the scheme was checked)
+            digest = _save(response, _total_bytes(response.headers), partial, download.file)
+        if download.sha256 not in (None, digest):
+            raise DownloadFailed(
+                f"{url}: the file has sha256 {digest}, not {download.sha256}; try again, or another mirror"
+            )
+        os.replace(partial, target)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise DownloadFailed(
+            f"cannot fetch {url} ({_reason(error)}).\n"
+            f"Without a connection: fetch that address elsewhere and put the file at {target}, then run this again.\n"
+            f"Or pass it with --weights FILE, or name a mirror in HIERA_WEIGHTS_URL."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _save(response: BinaryIO, total: int | None, path: Path, title: str) -> str:
+    digest = hashlib.sha256()
+    received = 0
+    with (
+        path.open("wb") as file,
+        tqdm(desc=title, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
+    ):
+        if total is not None and shutil.disk_usage(path.parent).free < total:
+            raise OSError(f"the file has {total / 1e9:.1f} GB and {path.parent} has less room than that")
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            bar.update(len(chunk))
+    if total is not None and received != total:
+        raise OSError(f"the connection ended after {received} of {total} bytes")
+    return digest.hexdigest()
+
+
+def _total_bytes(headers: HTTPMessage) -> int | None:
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isascii() and length.isdigit() else None
+
+
+def _reason(error: OSError | HTTPException) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__

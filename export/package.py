@@ -1,0 +1,185 @@
+"""Writes a model package, whole or not at all: traced, verified, hashed, and then renamed into the repository."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from app.repository.manifest import Accuracy, Manifest, Precision, Preprocessing, Sampling, Weights
+from app.repository.store import GOLDEN, GRAPH, LABELS, MANIFEST, PackagePath, open_package, read_labels, sha256
+from export.catalog import Variant
+from export.errors import BuildRefused
+from export.golden import golden_count
+from export.hiera import Hiera
+from export.parity import batch_sizes, measure_graph, reference
+from export.to_onnx import OPSET, ServingGraph, export_graph
+from export.triton import triton_config
+
+TRITON_CONFIG = "config.pbtxt"
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything that one package is made from."""
+
+    variant: Variant
+    name: str
+    version: int
+    description: str
+    model: Hiera
+    labels: tuple[str, ...]
+    weights: Weights
+    preprocessing: Preprocessing
+    sampling: Sampling | None
+    accuracy: tuple[Accuracy, ...]
+    precision: Precision
+    max_batch: int
+
+
+def target_folder(output: Path, name: str, version: int) -> Path:
+    return output / name / str(version)
+
+
+def build_package(plan: BuildPlan, output: Path, *, replace: bool = False, say: Callable[[str], None] = print) -> Path:
+    """Trace, verify and write a package.
+
+    Args:
+        output: the model repository.
+        replace: whether a package of the same name and version may be overwritten.
+        say: told of each step.
+
+    Returns:
+        The version folder.
+
+    Raises:
+        BuildRefused: the name is taken, or its other versions have other labels.
+        ParityFailed: the graph does not agree with torch. Nothing is left behind, whatever goes wrong.
+    """
+    refuse_taken(output, plan.name, plan.version, replace=replace)
+    _refuse_other_labels(plan.labels, output / plan.name, plan.version)
+    output.mkdir(parents=True, exist_ok=True)
+    # Beside its destination, so that the rename stays on one file system; discovery passes over dotted names.
+    staging = Path(tempfile.mkdtemp(prefix=f".{plan.name}.", dir=output))
+    try:
+        staging.chmod(0o755)
+        folder = staging / str(plan.version)
+        folder.mkdir()
+        _write_package(plan, folder, say)
+        open_package(PackagePath(plan.name, plan.version, folder))
+        return _publish(staging, output / plan.name, plan.version)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def refuse_taken(output: Path, name: str, version: int, *, replace: bool) -> None:
+    """Raises BuildRefused early, before minutes are spent on a build that can't be kept."""
+    pattern = Manifest.model_json_schema()["properties"]["name"]["pattern"]
+    if not re.fullmatch(pattern, name):
+        raise BuildRefused(
+            f"{name!r} can't be the name of a package: letters, digits, _, - and . only, at most 128 of them"
+        )
+    folder = target_folder(output, name, version)
+    if folder.exists() and not replace:
+        raise BuildRefused(f"{folder} exists: pass --version N for a new version, or --replace to overwrite this one")
+
+
+def _refuse_other_labels(labels: tuple[str, ...], destination: Path, version: int) -> None:
+    """The versions of a model share one labels file, as Triton's layout has it."""
+    shared = destination / LABELS
+    others = [path for path in destination.glob("*/") if path.name.isdigit() and int(path.name) != version]
+    if others and shared.is_file() and read_labels(shared) != labels:
+        raise BuildRefused(f"{destination} holds versions with other labels: pass another --name")
+
+
+def _write_package(plan: BuildPlan, folder: Path, say: Callable[[str], None]) -> None:
+    say(f"tracing {plan.variant.name} in {plan.precision} (opset {OPSET})")
+    started = time.monotonic()
+    written = export_graph(ServingGraph(plan.model, plan.preprocessing, plan.precision), folder / GRAPH)
+    megabytes = sum(path.stat().st_size for path in written) / 1e6
+    say(f"traced in {time.monotonic() - started:.0f} s: {megabytes:.1f} MB")
+
+    config = plan.model.config
+    row_shape = (*config.input_size, 3)
+    batches = batch_sizes(plan.max_batch)
+    golden = golden_count(row_shape)
+    say(f"running torch over {max(golden, *batches)} rows")
+    expected = reference(plan.model, plan.preprocessing, max(golden, *batches))
+    np.savez_compressed(
+        folder / GOLDEN,
+        allow_pickle=False,
+        rows=expected.rows[:golden],
+        probabilities=expected.probabilities[:golden],
+        logits=expected.logits[:golden],
+    )
+
+    say(f"verifying against torch at batch {', '.join(map(str, batches))}")
+    parity = measure_graph(folder / GRAPH, plan.precision, expected, batches)
+    labels = folder.parent / LABELS
+    labels.write_text("".join(f"{label}\n" for label in plan.labels), encoding="utf-8")
+    manifest = Manifest(
+        name=plan.name,
+        version=plan.version,
+        task=plan.variant.task,
+        variant=plan.variant.name,
+        description=plan.description,
+        demo=plan.variant.demo,
+        num_classes=config.num_classes,
+        feature_dim=config.feature_dim,
+        parameters=sum(parameter.numel() for parameter in plan.model.parameters()),
+        precision=plan.precision,
+        preprocessing=plan.preprocessing,
+        sampling=plan.sampling,
+        weights=plan.weights,
+        accuracy=plan.accuracy,
+        parity=parity,
+        files={**{path.name: sha256(path) for path in (*written, folder / GOLDEN)}, f"../{LABELS}": sha256(labels)},
+        tools=tool_versions(),
+    )
+    write_manifest(manifest, folder)
+    (folder.parent / TRITON_CONFIG).write_text(triton_config(manifest, plan.max_batch), encoding="utf-8")
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `model.json` in one piece."""
+    partial = folder / f".{MANIFEST}.part"
+    partial.write_text(manifest.to_json(), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def tool_versions() -> dict[str, str]:
+    """What made a package, for its manifest."""
+    tools = {"python": platform.python_version(), "opset": str(OPSET)}
+    for name in _TOOLS:
+        tools[name] = metadata.version(name)
+    return tools
+
+
+def _publish(staging: Path, destination: Path, version: int) -> Path:
+    """Rename the finished folders to where servers look."""
+    folder = destination / str(version)
+    if not destination.exists():
+        staging.rename(destination)
+        return folder
+    replaced = staging / "replaced"
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        (staging / str(version)).rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    for shared in (LABELS, TRITON_CONFIG):
+        os.replace(staging / shared, destination / shared)
+    return folder

@@ -1,0 +1,235 @@
+"""Turns what a user asked for into the plan of a package: which weights, labels, preprocessing and terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.repository.manifest import Accuracy, Precision, Preprocessing, Sampling, Weights
+from app.repository.store import read_labels, sha256
+from export.catalog import OWN_WEIGHTS, RANDOM_WEIGHTS, RESEARCH_ONLY, Licence, Variant, read_label_set
+from export.checkpoints import load_classifier, read_checkpoint
+from export.download import WeightsSource, fetch
+from export.errors import NoWeights, WrongLabels, WrongRecord
+from export.golden import golden_count, render_rows
+from export.hiera import CONFIGS, Hiera, create_model
+from export.package import BuildPlan
+from export.parity import LARGEST_BATCH, normalise
+from export.random_weights import random_model
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One `hiera-export build`. Of `weights` and `random_seed` at most one is set; neither means the official file."""
+
+    variant: Variant
+    weights: Path | None = None
+    random_seed: int | None = None
+    labels: Path | None = None
+    precision: Precision = "fp32"
+    name: str | None = None
+    version: int = 1
+    max_batch: int | None = None
+    resize_short_side: int | None = None
+    sampling: Literal["dense", "uniform"] | None = None
+    licence: str | None = None
+    commercial_use: bool = False
+
+
+class _RecordedAccuracy(BaseModel):
+    top1: float  # a fraction
+
+
+class _RecordedPreprocessing(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    input_size: list[int]
+    resize_short_side: int
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    stride: int | None = None
+    target_fps: float | None = None
+
+
+class TrainingRecord(BaseModel):
+    """What `training/` writes beside its weights, as `<weights>.json`; other fields are passed over."""
+
+    data: str
+    accuracy: _RecordedAccuracy
+    preprocessing: _RecordedPreprocessing
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model and what can be said of its weights."""
+
+    model: Hiera
+    weights: Weights
+    description: str
+    notice: str
+    accuracy: tuple[Accuracy, ...] = ()
+    record: TrainingRecord | None = None
+
+
+def make_plan(request: BuildRequest, source: WeightsSource, say: Callable[[str], None]) -> BuildPlan:
+    """Fetch or read the weights and settle everything that the package says of them.
+
+    Args:
+        source: where official weights come from.
+        say: told of each step, the licence among them.
+
+    Raises:
+        DownloadFailed, CheckpointError, NoWeights, WrongLabels, WrongRecord, PackageError: in the words of each.
+    """
+    variant = request.variant
+    labels = None if request.labels is None else read_labels(request.labels)
+    if request.random_seed is not None:
+        loaded = _random(variant, request.random_seed, None if labels is None else len(labels))
+    elif request.weights is not None:
+        loaded = _from_file(request, request.weights)
+    else:
+        loaded = _official(variant, source, say)
+    say(loaded.notice)
+    preprocessing, sampling = _geometry(request, loaded.record)
+    return BuildPlan(
+        variant=variant,
+        name=request.name or variant.name,
+        version=request.version,
+        description=loaded.description,
+        model=loaded.model,
+        labels=_fitting_labels(labels, variant, loaded.model.config.num_classes),
+        weights=loaded.weights,
+        preprocessing=preprocessing,
+        sampling=sampling,
+        accuracy=loaded.accuracy,
+        precision=request.precision,
+        max_batch=request.max_batch or LARGEST_BATCH[variant.task],
+    )
+
+
+def rebuild_random(variant: Variant, seed: int, num_classes: int) -> Hiera:
+    """The model of a package whose manifest gives a random seed."""
+    row_shape = (*CONFIGS[variant.name].input_size, 3)
+    samples = normalise(render_rows(row_shape, golden_count(row_shape)), variant.preprocessing)
+    return random_model(variant.name, seed, samples, num_classes)
+
+
+def load_weights(variant: Variant, path: Path) -> Hiera:
+    """The torch model with a checkpoint's weights, its head as large as the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+    """
+    checkpoint = read_checkpoint(path, CONFIGS[variant.name])
+    with torch.device("meta"):
+        model = create_model(variant.name, checkpoint.num_classes)
+    load_classifier(model, checkpoint, path.name)
+    return model.eval()
+
+
+def _random(variant: Variant, seed: int, num_classes: int | None) -> _Loaded:
+    return _Loaded(
+        model=rebuild_random(variant, seed, num_classes or variant.num_classes),
+        weights=Weights(
+            source=f"random weights, seed {seed}",
+            random_seed=seed,
+            licence=RANDOM_WEIGHTS.name,
+            commercial_use=RANDOM_WEIGHTS.commercial_use,
+        ),
+        description=f"Random weights, for benchmarks and tests only: {variant.title}",
+        notice=RANDOM_WEIGHTS.notice,
+    )
+
+
+def _official(variant: Variant, source: WeightsSource, say: Callable[[str], None]) -> _Loaded:
+    if variant.download is None:
+        raise NoWeights(
+            f"{variant.name} is a demo model, which no one publishes: its recipe is in training/, and its package "
+            "comes with the source in model_repo/. Pass the recipe's result with --weights FILE"
+        )
+    say(f"official weights: {source.url(variant.download)}")
+    path = fetch(variant.download, source)
+    licence = variant.download.licence
+    return _Loaded(
+        model=load_weights(variant, path),
+        weights=_weights(variant.download.url, path, licence),
+        description=variant.description,
+        notice=f"Licence: {licence.notice}",
+        accuracy=variant.accuracy,
+    )
+
+
+def _from_file(request: BuildRequest, path: Path) -> _Loaded:
+    variant = request.variant
+    model = load_weights(variant, path)
+    record = _read_record(path.with_suffix(".json"))
+    licence = RESEARCH_ONLY if variant.demo else OWN_WEIGHTS
+    if request.licence is not None:
+        licence = Licence(request.licence, request.commercial_use, f"as you say, {request.licence}")
+    accuracy: tuple[Accuracy, ...] = ()
+    if record is not None:
+        how = "measured by the training recipe after training, in torch"
+        accuracy = (Accuracy(dataset=record.data, top1=round(100 * record.accuracy.top1, 2), how=how),)
+    return _Loaded(
+        model=model,
+        weights=_weights(f"file {path.name}", path, licence),
+        description=variant.description if variant.demo else f"{variant.title}, with weights from {path.name}",
+        notice=f"Licence: {licence.notice}",
+        accuracy=accuracy,
+        record=record,
+    )
+
+
+def _weights(source: str, path: Path, licence: Licence) -> Weights:
+    return Weights(source=source, sha256=sha256(path), licence=licence.name, commercial_use=licence.commercial_use)
+
+
+def _read_record(path: Path) -> TrainingRecord | None:
+    """A JSON file of another kind may lie beside weights (a model card's config), which is no fault."""
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TrainingRecord.model_validate_json(text) if '"preprocessing"' in text else None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise WrongRecord(f"{path}: not a training record ({error})") from error
+
+
+def _geometry(request: BuildRequest, record: TrainingRecord | None) -> tuple[Preprocessing, Sampling | None]:
+    """The user's word before the record's before the catalog's; the crop is the graph's input."""
+    preprocessing, sampling = request.variant.preprocessing, request.variant.sampling
+    if record is not None:
+        given = record.preprocessing
+        expected = list(CONFIGS[request.variant.name].input_size)
+        if given.input_size != expected:
+            raise WrongRecord(
+                f"the training record is of inputs {given.input_size}, and {request.variant.name} takes {expected}"
+            )
+        preprocessing = preprocessing.model_copy(update=given.model_dump(include={*Preprocessing.model_fields}))
+        if sampling is not None:
+            changes = {key: value for key in ("stride", "target_fps") if (value := getattr(given, key)) is not None}
+            sampling = sampling.model_copy(update=changes)
+    if request.resize_short_side is not None:
+        preprocessing = preprocessing.model_copy(update={"resize_short_side": request.resize_short_side})
+    if request.sampling is not None and sampling is not None:
+        sampling = sampling.model_copy(update={"mode": request.sampling})
+    return preprocessing, sampling
+
+
+def _fitting_labels(labels: tuple[str, ...] | None, variant: Variant, num_classes: int) -> tuple[str, ...]:
+    if labels is None:
+        if num_classes != variant.num_classes:
+            raise WrongLabels(
+                f"the head has {num_classes} classes, and {variant.labels.title} has {variant.num_classes}: "
+                f"pass --labels FILE with {num_classes} lines, one class a line in the head's order"
+            )
+        return read_label_set(variant.labels)
+    if len(labels) != num_classes:
+        raise WrongLabels(f"the labels file has {len(labels)} lines, but the head has {num_classes} classes")
+    return labels

@@ -1,0 +1,80 @@
+"""Verifies a finished package: against torch where its weights can be had, else against its golden sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.repository.manifest import Parity
+from app.repository.store import GOLDEN, Package, sha256
+from export.catalog import Variant, find_variant
+from export.download import WeightsSource
+from export.errors import CheckpointError
+from export.hiera import Hiera
+from export.package import write_manifest
+from export.parity import LARGEST_BATCH, Reference, batch_sizes, measure_graph, reference
+from export.plan import load_weights, rebuild_random
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured, and against what in words."""
+
+    parity: tuple[Parity, ...]
+    against: str
+
+
+def verify_package(
+    package: Package, weights: Path | None, max_batch: int | None, source: WeightsSource
+) -> Verification:
+    """Measure a package's agreement at batch 1, 2 and the largest, and write it into its manifest.
+
+    Torch needs the weights: those given, those of the random seed in the manifest, or the official file if the cache
+    has it with the digest in the manifest. Without any of them the golden sample stands for torch, and the manifest
+    stays as it is.
+
+    Raises:
+        ParityFailed: over the tolerance of the package's precision.
+        CheckpointError: the weights given are not those that the package was built from.
+    """
+    manifest = package.manifest
+    variant = find_variant(manifest.variant)
+    batches = batch_sizes(max_batch or LARGEST_BATCH[manifest.task])
+    found = _torch_model(package, variant, weights, source)
+    if found is None:
+        expected, against = _golden_reference(package, max(batches)), "the golden sample that torch left in it"
+    else:
+        model, against = found
+        expected = reference(model, manifest.preprocessing, max(batches))
+    parity = measure_graph(package.graph, manifest.precision, expected, batches)
+    if found is not None:
+        write_manifest(manifest.model_copy(update={"parity": parity}), package.folder)
+    return Verification(parity, against)
+
+
+def _torch_model(
+    package: Package, variant: Variant, weights: Path | None, source: WeightsSource
+) -> tuple[Hiera, str] | None:
+    recorded = package.manifest.weights
+    if weights is None and recorded.random_seed is not None:
+        model = rebuild_random(variant, recorded.random_seed, package.manifest.num_classes)
+        return model, f"torch with the random weights of seed {recorded.random_seed}"
+    if weights is not None:
+        if sha256(weights) != recorded.sha256:
+            raise CheckpointError(f"{weights} is not the file that {package.folder} was built from ({recorded.source})")
+        return load_weights(variant, weights), f"torch with {weights.name}"
+    if variant.download is not None:
+        cached = source.cache / variant.download.file
+        if cached.is_file() and sha256(cached) == recorded.sha256:
+            return load_weights(variant, cached), f"torch with {cached.name}"
+    return None
+
+
+def _golden_reference(package: Package, count: int) -> Reference:
+    """The golden rows, over and over until there are `count`."""
+    with np.load(package.folder / GOLDEN, allow_pickle=False) as arrays:
+        logits = arrays["logits"]
+    chosen = np.arange(count) % len(logits)
+    return Reference(package.golden.rows[chosen], logits[chosen], package.golden.probabilities[chosen])

@@ -1,0 +1,120 @@
+"""`python -m training.camera_motion --data DIR`: the micro video classifier, which names the camera's motion.
+
+`python -m training.camera_motion evaluate --data DIR --weights FILE` measures it through real H.264 files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from export.hiera import create_model
+from training.clips import FRAMES, MEAN, SIZE, STD, RenderedBatches, load_photos
+from training.loop import LoopSettings, train
+from training.record import accuracy_by_class, earlier_runs, predict, read_labels, save
+from training.video_files import classify_files
+
+NAME = "hiera_demo_camera_motion"
+PREPROCESSING = {
+    "input_size": [FRAMES, SIZE, SIZE],
+    "resize_short_side": SIZE,
+    "interpolation": "bilinear",
+    "mean": [MEAN] * 3,
+    "std": [STD] * 3,
+    "frames": FRAMES,
+    "stride": 4,
+    "target_fps": 30,
+}
+
+
+def measure_files(model: torch.nn.Module, held_out: Tensor, clips: int, seed: int) -> dict[str, Any]:
+    """Accuracy over `clips` H.264 files rendered from held-out photos, all classes equally often."""
+    predicted, labels = classify_files(model, held_out, clips, seed)
+    return accuracy_by_class(predicted, labels, read_labels("camera_motion"))
+
+
+def _train(options: argparse.Namespace) -> None:
+    names = read_labels("camera_motion")
+    photos, held_out = load_photos(options.data / "photos256.tar")
+    model, twin = create_model(NAME), create_model(NAME)
+    if options.initial:
+        model.load_state_dict(load_file(options.initial))
+    batches = RenderedBatches(photos, options.batch, options.seed)
+    watched_clips, watched_labels = RenderedBatches(held_out, 500, options.seed + 1)()
+    before = earlier_runs(options.initial)
+    started = time.monotonic()
+
+    def record(state: dict[str, Tensor], step: int, accuracy: dict[str, Any], data: str) -> dict[str, Any]:
+        return {
+            "name": NAME,
+            "data": f"clips rendered from {len(photos)} photos; measured on {data} of {len(held_out)} held-out photos",
+            "accuracy": accuracy,
+            "epochs": None,
+            "clips": step * options.batch,
+            "steps": step,
+            "seconds": round(time.monotonic() - started, 1),
+            "seed": options.seed,
+            "batch": options.batch,
+            "threads": options.threads,
+            "rate": options.rate,
+            "earlier_runs": before,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "torch": torch.__version__,
+            "preprocessing": PREPROCESSING,
+        }
+
+    def checkpoint(state: dict[str, Tensor], step: int) -> str:
+        twin.load_state_dict(state)
+        accuracy = accuracy_by_class(predict(twin, watched_clips), watched_labels, names)
+        save(state, record(state, step, accuracy, "degraded clips (no codec)"), options.output)
+        return f"held-out {accuracy['top1']:.1%}"
+
+    settings = LoopSettings(options.steps, options.minutes, checkpoint_every=500, label_smoothing=0.05)
+    settings = settings.scaled(options.rate)
+    state, result = train(model, batches, settings, checkpoint)
+    twin.load_state_dict(state)
+    accuracy = measure_files(twin, held_out, options.clips, options.seed)
+    facts = record(state, result.steps, accuracy, "H.264 files") | {"loss": round(result.loss, 4)}
+    save(state, facts, options.output)
+    print(f"top-1 {accuracy['top1']:.2%} on {options.clips} H.264 files after {result.steps} steps: {options.output}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _, held_out = load_photos(options.data / "photos256.tar")
+    model = create_model(NAME)
+    model.load_state_dict(load_file(options.weights))
+    accuracy = measure_files(model, held_out, options.clips, options.seed)
+    print(f"top-1 {accuracy['top1']:.2%} on {accuracy['items']} H.264 files of held-out photos")
+    for name, value in accuracy["per_class"].items():
+        print(f"  {name:24s} {value:.1%}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and measure, or only measure."""
+    parser = argparse.ArgumentParser(prog="python -m training.camera_motion", description=__doc__)
+    parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
+    parser.add_argument("--data", type=Path, required=True, help="folder with photos256.tar")
+    parser.add_argument("--output", type=Path, default=Path(f"{NAME}.safetensors"), help="what `train` writes")
+    parser.add_argument("--weights", type=Path, default=Path(f"{NAME}.safetensors"), help="what `evaluate` reads")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, help="end by the clock instead, at most after --steps")
+    parser.add_argument("--initial", type=Path, help="start from these weights instead of random ones")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates, to go on with a run")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--clips", type=int, default=500, help="H.264 files to measure with")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    _evaluate(options) if options.action == "evaluate" else _train(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a recipe leaves behind: a safetensors file with the original parameter names, and a JSON record beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+LABELS = Path(__file__).parent / "labels"
+
+
+def read_labels(name: str) -> list[str]:
+    """The class names of `labels/<name>.txt`, in the head's order."""
+    return (LABELS / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def save(state: dict[str, Tensor], record: dict[str, Any], output: Path) -> None:
+    """Write `output` (fp32 safetensors) and `output` with the suffix .json, each in one piece."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".partial")
+    partial.write_bytes(to_safetensors({name: value.float().contiguous() for name, value in state.items()}))
+    os.replace(partial, output)
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, output.with_suffix(".json"))
+
+
+def earlier_runs(initial: Path | None) -> list[dict[str, Any]]:
+    """What the runs before this one cost, oldest first: the record beside the weights that this one starts from."""
+    path = initial.with_suffix(".json") if initial else None
+    if path is None or not path.exists():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    kept = ("epochs", "clips", "steps", "seconds", "seed", "batch", "threads", "rate")
+    return [*before.get("earlier_runs", []), {key: before[key] for key in kept if key in before}]
+
+
+def accuracy_by_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Top-1 over everything and for each class, as fractions; `predicted` and `labels` are class ids [N]."""
+    right = predicted == labels
+    per_class = {
+        name: round(float(right[labels == index].float().mean()), 4)
+        for index, name in enumerate(names)
+        if bool((labels == index).any())
+    }
+    return {"top1": round(float(right.float().mean()), 4), "items": len(labels), "per_class": per_class}
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, inputs: Tensor, batch: int = 250) -> Tensor:
+    """Class ids [N] in fp32 of normalised inputs [N, …]."""
+    model.eval()
+    return torch.cat([model(part).argmax(dim=1) for part in torch.split(inputs, batch)])

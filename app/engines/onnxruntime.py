@@ -1,0 +1,114 @@
+"""ONNX Runtime: the engine that runs everywhere, and the yardstick for the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from app.engines.base import EngineInfo, Probabilities, Rows
+from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
+
+# By device: ONNX Runtime's execution provider. CPU takes the nodes that a GPU provider does not have.
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bfcarena")
+
+
+class OnnxRuntimeEngine:
+    """A session over one graph.
+
+    Args:
+        graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
+        precision: what the graph computes in; ONNX Runtime keeps to it.
+        threads: of the intra-op pool.
+        device: "cpu", "cuda" or "cuda:N".
+        spinning: let idle threads burn their core for a quicker start of the next operator. Media workers need the
+            cores.
+
+    Raises:
+        EngineUnavailable: this ONNX Runtime has no execution provider for the device.
+        PackageError: the graph cannot be loaded, or is not what a package holds.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        row_shape: tuple[int, ...],
+        classes: int,
+        precision: str,
+        threads: int,
+        max_batch: int,
+        device: str = "cpu",
+        spinning: bool = False,
+    ) -> None:
+        kind = device.partition(":")[0]
+        providers = _providers(kind, device)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=providers)
+        except Exception as error:
+            raise PackageError(f"{graph}: ONNX Runtime cannot load it ({error})") from error
+        self._input = self._session.get_inputs()[0].name
+        check_graph(graph, self._session, row_shape)
+        self.info = EngineInfo(
+            "onnxruntime", precision, device, f"ONNX Runtime {ort.__version__}, {_PROVIDERS[kind]}, {threads} threads"
+        )
+        self.row_shape = row_shape
+        self.classes = classes
+        self.max_batch = max_batch
+
+    def empty_rows(self, n: int) -> Rows:
+        return np.empty((n, *self.row_shape), np.uint8)
+
+    def run(self, rows: Rows) -> Probabilities:
+        try:
+            probabilities = self._session.run(["probabilities"], {self._input: rows})[0]
+        except (
+            RuntimeError,
+            MemoryError,
+            ort_errors.RuntimeException,
+            ort_errors.Fail,
+            ort_errors.InvalidArgument,
+        ) as error:
+            text = str(error)
+            if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
+                raise EngineOutOfMemory(f"ONNX Runtime has no memory for {len(rows)} rows: {text}") from error
+            raise EngineError(f"ONNX Runtime failed on {len(rows)} rows: {text}") from error
+        return np.asarray(probabilities, np.float32)
+
+    def close(self) -> None:
+        # The session frees its arena when the last reference goes.
+        del self._session
+
+
+def _providers(kind: str, device: str) -> list[Any]:
+    provider = _PROVIDERS.get(kind)
+    if provider is None or provider not in ort.get_available_providers():
+        have = ", ".join(sorted(ort.get_available_providers()))
+        raise EngineUnavailable(f"ONNX Runtime has no execution provider for {device} here (it has {have})")
+    if kind == "cpu":
+        return [provider]
+    return [(provider, {"device_id": int(device.partition(":")[2] or 0)}), _PROVIDERS["cpu"]]
+
+
+def check_graph(graph: Path, session: ort.InferenceSession, row_shape: tuple[int, ...]) -> None:
+    """Raises PackageError unless the session takes uint8 rows of this shape and gives float `probabilities`."""
+    inputs, outputs = session.get_inputs(), {output.name: output for output in session.get_outputs()}
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or tuple(inputs[0].shape[1:]) != row_shape:
+        found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
+        raise PackageError(
+            f"{graph}: takes {found}, not one tensor of uint8 rows [n, {', '.join(map(str, row_shape))}]"
+        )
+    if "probabilities" not in outputs or outputs["probabilities"].type != "tensor(float)":
+        raise PackageError(
+            f"{graph}: has no float32 output named probabilities (it has {', '.join(outputs) or 'none'})"
+        )

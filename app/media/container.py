@@ -1,0 +1,171 @@
+"""Opening a video file from memory with libav held on a short lead.
+
+Only the demuxer that the file's first bytes announce and the decoders listed here may run. Nothing is opened beside the
+file: no URL, no playlist, no second file that a container names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn, cast
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from app.errors import BrokenMedia, UnsupportedMedia
+from app.media import formats
+from app.media.limits import MediaLimits
+from app.media.reader import Data, MemoryFile
+
+# The format's name (see `formats.require_video`) to libav's demuxer.
+DEMUXERS = {"mp4": "mp4", "mov": "mov", "matroska": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
+DECODERS = (
+    "h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "mpeg1video", "mpeg2video", "h263", "msmpeg4v2", "msmpeg4",
+    "mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "gif",
+)  # fmt: skip
+
+_READ_BYTES = 256 * 1024
+_CUT_SHORT = "the upload may be incomplete"
+
+
+class VideoFile:
+    """An open video file and the one stream of it that is watched. Use it in a `with` block.
+
+    Raises:
+        UnsupportedMedia: not a video that is read, or a file without a picture track.
+        BrokenMedia: the container is damaged.
+        LimitExceeded: bytes, streams, seconds, frames or pixels beyond `limits`, as far as the headers tell.
+    """
+
+    def __init__(self, data: Data, limits: MediaLimits) -> None:
+        limits.check_bytes(len(data))
+        self.format = formats.require_video(data)
+        self._data = data
+        self._limits = limits
+        self._file = MemoryFile(data)
+        try:
+            self.container = self._open()
+            self.stream = self._choose_stream()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def reopen(self) -> None:
+        """Start again from the first packet."""
+        self.container.close()
+        self._file.close()
+        self._file = MemoryFile(self._data)
+        self.container = self._open()
+        self.stream = self._choose_stream()
+
+    def packets(self) -> Iterator[Packet[VideoStream]]:
+        """The packets of the stream from where the container stands; ends where the file ends or breaks off."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size > 0:
+                    yield packet
+        except av.FFmpegError as error:
+            reraise_if_out_of_memory(error)
+
+    def close(self) -> None:
+        self.container.close()
+        self._file.close()
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> InputContainer:
+        demuxer = DEMUXERS[self.format]
+        options = {
+            "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif",
+            "codec_whitelist": ",".join(DECODERS),
+            "protocol_whitelist": "none",
+            "max_streams": str(self._limits.max_streams + 1),  # one more, so that the check below can say how many
+            "max_pixels": str(decoder_pixels(self._limits)),
+            # libav would decode a frame just to look at it: 20 ms for 1080p. The headers hold what is needed.
+            "skip_frame": "all",
+        }
+        with broken_media(self._complaint()):
+            # The file-like object needs no more than what MemoryFile has.
+            opened = av.open(
+                self._file,
+                format=demuxer,
+                options=options,
+                buffer_size=_READ_BYTES,
+                io_open=_refuse,
+                metadata_errors="replace",
+            )
+        return cast(InputContainer, opened)
+
+    def _choose_stream(self) -> VideoStream:
+        limits, container = self._limits, self.container
+        limits.check_streams(len(container.streams))
+        pictures = [stream for stream in container.streams.video if not _is_cover(stream)]
+        if not pictures:
+            raise UnsupportedMedia(f"the {self.format} file has no video stream")
+        chosen = max(pictures, key=lambda stream: bool(stream.disposition & Disposition.default))
+        codec = chosen.codec_context
+        if codec is None or codec.codec.name not in DECODERS:
+            name = "an unknown way" if codec is None else codec.codec.name
+            raise UnsupportedMedia(f"the video is coded in {name}, which is not read; H.264 in MP4 is")
+        limits.check_video_frame(codec.width, codec.height)
+        limits.check_video_length(
+            container.duration / av.time_base if container.duration else None, chosen.frames or None
+        )
+        for stream in container.streams:
+            if stream.index != chosen.index:
+                stream.discard = Discard.all
+        return chosen
+
+    def declared_seconds(self, start_s: float) -> float | None:
+        """How long the video lasts by the headers, if its first frame is shown at `start_s`.
+
+        None where they do not say it of this very stream.
+        """
+        if self.format in ("matroska", "webm"):  # one duration for all streams, counted from 0
+            if self.container.duration and len(self.container.streams) == 1:
+                return self.container.duration / av.time_base - max(0.0, start_s)
+            return None
+        if self.stream.duration and self.stream.time_base:
+            return float(self.stream.duration * self.stream.time_base)
+        return None
+
+    def _complaint(self) -> str:
+        if self.format in ("mp4", "mov"):
+            return f"the {self.format} file's index is missing or damaged: {_CUT_SHORT}"
+        return f"the {self.format} file is damaged: {_CUT_SHORT}"
+
+
+def decoder_pixels(limits: MediaLimits) -> int:
+    """What libav is told about the largest frame: it counts lines rounded up to 64 pixels, at the largest."""
+    return limits.max_video_pixels + 64 * limits.max_side_pixels
+
+
+@contextmanager
+def broken_media(message: str) -> Iterator[None]:
+    """Turn libav's errors into BrokenMedia with `message`, but let a lack of memory be one."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        reraise_if_out_of_memory(error)
+        raise BrokenMedia(message) from error
+
+
+def reraise_if_out_of_memory(error: Exception) -> None:
+    if isinstance(error, MemoryError):
+        raise MemoryError from error
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    raise PermissionError("a video may not open another file")

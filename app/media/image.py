@@ -1,0 +1,155 @@
+"""An image file's bytes to one row, uint8 [H, W, 3].
+
+Ordinary JPEGs go straight through libjpeg-turbo; every other format, and every odd or doubtful JPEG, through Pillow,
+which is held to the formats that the file's first bytes announced. Sizes are judged before pixels are allocated.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+
+import numpy as np
+from numpy.typing import NDArray
+
+# All of the plugins, and what they import when first used: a confined worker can open no file later.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    TiffTags,
+    WebPImagePlugin,
+)
+
+from app.errors import BrokenMedia, LimitExceeded, RequestError
+from app.media import formats, jpeg
+from app.media.colour import to_rgb
+from app.media.geometry import Orientation, Plan, plan_center_crop
+from app.media.limits import MediaLimits
+from app.media.reader import Data, MemoryFile
+from app.media.resize import resize_array, resize_image, turn_upright
+from app.media.spec import DecodeInfo, ImageSpec
+
+__all__ = ["decode_image"]
+
+_ORIENTATION_TAG = 0x0112
+_PLUGINS = {
+    "jpeg": JpegImagePlugin.JpegImageFile.format,
+    "png": PngImagePlugin.PngImageFile.format,
+    "webp": WebPImagePlugin.WebPImageFile.format,
+    "gif": GifImagePlugin.GifImageFile.format,
+    "bmp": BmpImagePlugin.BmpImageFile.format,
+    "tiff": TiffImagePlugin.TiffImageFile.format,
+    "avif": AvifImagePlugin.AvifImageFile.format,
+}
+_IMPORTED_FOR_PLUGINS = (MpoImagePlugin, TiffTags)
+
+# What Pillow's plugins raise on damaged files. A MemoryError is not among them.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, OverflowError,
+    ZeroDivisionError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+
+# `MediaLimits` judges the size, with a limit that is a setting; Pillow's own, a warning at first, would come on top.
+Image.MAX_IMAGE_PIXELS = None
+# Workers are processes, as many as there are cores; threads inside of them would only be in each other's way.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def decode_image(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]) -> DecodeInfo:
+    """Decode an image, turn it upright, resize and crop it, and write it to `out`, uint8 [height, width, 3], RGB.
+
+    Without DCT scaling (`spec.exact`, or a photo that is not much larger than the row) the row is within one level of
+    Pillow's `convert("RGB")`, antialiased resize of the short side, and centre crop; with it, within a mean of one
+    level.
+
+    Raises:
+        UnsupportedMedia: not an image, or none that is read.
+        BrokenMedia: an image that is damaged or cut short.
+        LimitExceeded: the file, its sides or its pixels are more than `limits` allow, or than fit in memory.
+    """
+    limits.check_bytes(len(data))
+    name = formats.require_image(data)
+    try:
+        info = _decode_plain_jpeg(data, spec, limits, out) if name == "jpeg" else None
+        return info or _decode_with_pillow(data, name, spec, limits, out)
+    except MemoryError as error:
+        raise LimitExceeded("decoding the image takes more memory than one file may take") from error
+
+
+def _decode_plain_jpeg(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]) -> DecodeInfo | None:
+    """The fast path. None, and nothing written, if the file is not plain enough for it."""
+    header = jpeg.read_header(data)
+    if header is None or not header.plain:
+        return None
+    limits.check_image(header.width, header.height)
+    orientation = Orientation.from_exif(header.orientation)
+    plan = _plan(header.width, header.height, spec, orientation)
+    scaling = 1 if spec.exact else jpeg.scaling_for(header.width, header.height, spec.resize_short_side)
+    try:
+        pixels = jpeg.decode(data, header, scaling)
+    except ValueError:
+        return None  # Pillow forgives harmless damage, and knows the words for the rest
+    row = resize_array(pixels, plan.reduced(scaling), spec.interpolation)
+    out[...] = turn_upright(row, orientation)
+    return _info(header.width, header.height, "jpeg", orientation)
+
+
+def _decode_with_pillow(
+    data: Data, name: str, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]
+) -> DecodeInfo:
+    if name == "webp" and (size := formats.webp_size(data)) is not None:
+        limits.check_image(*size)
+    try:
+        with _quiet(), BufferedReader(MemoryFile(data)) as file, Image.open(file, formats=(_PLUGINS[name],)) as image:
+            limits.check_image(*image.size)
+            width, height = image.size
+            scaling = 1
+            if name == "jpeg" and not spec.exact:
+                wanted = jpeg.scaling_for(width, height, spec.resize_short_side)
+                scaling = wanted if image.draft(None, (width // wanted, height // wanted)) else 1
+            image.load()
+            if name == "tiff":  # Pillow turns these upright by itself, as it loads them
+                width, height = image.size
+            orientation = Orientation.from_exif(image.getexif().get(_ORIENTATION_TAG))
+            plan = _plan(width, height, spec, orientation).reduced(scaling)
+            out[...] = turn_upright(resize_image(to_rgb(image), plan, spec.interpolation), orientation)
+    except RequestError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise LimitExceeded("the image unpacks to more than the server accepts") from error
+    except _DAMAGE as error:
+        raise BrokenMedia(_what_broke(name, error)) from error
+    return _info(width, height, name, orientation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings about odd files: whoever runs the server can do nothing about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _plan(width: int, height: int, spec: ImageSpec, orientation: Orientation) -> Plan:
+    return plan_center_crop(width, height, spec.resize_short_side, spec.width, spec.height, orientation)
+
+
+def _info(width: int, height: int, name: str, orientation: Orientation) -> DecodeInfo:
+    shown_width, shown_height = orientation.size(width, height)
+    return DecodeInfo(width=shown_width, height=shown_height, format=name)
+
+
+def _what_broke(name: str, error: BaseException) -> str:
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
+        return f"the {name} image is cut short: the upload may be incomplete"
+    return f"the {name} image is damaged and cannot be decoded"

@@ -1,0 +1,246 @@
+"""Keeps a number of workers alive: starts, watches, replaces and ends them. What they do is not its matter.
+
+A worker is *starting*, then *ready*; once it is killed, retired or dead it is *leaving*, until the kernel has handed
+over its exit status. Replacements start at once, except after workers that were lost before they got anything to do:
+those are followed by pauses that grow, and by `trouble`, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from app.media.messages import Outcome, ProtocolViolation, Ready
+from app.media.process import Worker, WorkerProcess
+
+FAILED_STARTS_TOLERATED = 3
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
+_EXIT_GRACE_S = 1.0  # from hanging up, on either side, to the end of the process
+
+_logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who hears what becomes of the workers."""
+
+    def ready(self, worker: Worker) -> None:
+        """`worker` can take jobs."""
+
+    def replaced(self, worker: Worker) -> None:
+        """Another stands in for `worker`, which has done its share: `retire` it as soon as it is idle."""
+
+    def answered(self, worker: Worker, outcome: Outcome) -> None:
+        """`worker` finished a job, or says so."""
+
+    def lost(self, worker: Worker, reason: str) -> None:
+        """`worker` ended by itself: "crashed", "killed" (by someone else), "cpu_time", "protocol" or "start_failed"."""
+
+    def changed(self) -> None:
+        """The number of workers in some state, or `trouble`, may be another now."""
+
+    def restarted(self, reason: str) -> None:
+        """A worker was lost or ended for `reason`, and another takes its place."""
+
+
+class Supervisor:
+    """Keeps `count` workers, made by `spawn`, alive between `start` and `close`. Lives in one event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        spawn: Callable[[], WorkerProcess],
+        listener: Listener,
+        *,
+        recycle_after_jobs: int,
+        start_timeout_s: float,
+    ) -> None:
+        self._name = name
+        self._count = count
+        self._spawn = spawn
+        self._listener = listener
+        self._recycle_after_jobs = recycle_after_jobs
+        self._start_timeout_s = start_timeout_s
+        self._workers: list[Worker] = []  # starting or ready, oldest first
+        self._leaving: set[Worker] = set()
+        self._failed_starts = 0
+        self._pause: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._reaped = asyncio.Event()
+
+    @property
+    def starting(self) -> int:
+        """How many workers are on their way."""
+        return sum(worker.ready_at is None for worker in self._workers)
+
+    @property
+    def ready(self) -> list[Worker]:
+        """Those that can take jobs, idle or busy."""
+        return [worker for worker in self._workers if worker.ready_at is not None]
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there are no workers and will be none soon; None while all is well or may yet be."""
+        if self._failed_starts < FAILED_STARTS_TOLERATED or self.ready:
+            return None
+        return f"the processes that decode {self._name}s cannot be kept alive; the server's log says why"
+
+    def start(self) -> None:
+        """Start all workers at once; `Listener.ready` tells of each."""
+        self._fill()
+
+    def replace_if_due(self, worker: Worker) -> None:
+        """Start a replacement for `worker` if it has done its share of jobs."""
+        if worker.due and not worker.retiring:
+            self._fill()
+
+    def retire(self, worker: Worker) -> None:
+        """Let an idle worker go; its replacement is already there."""
+        self._listener.restarted("recycled")
+        self._hang_up(worker)
+
+    def end(self, worker: Worker, reason: str) -> None:
+        """Kill `worker`, unless it has gone already, and replace it. `reason` is a word for the metrics."""
+        if not worker.leaving:
+            worker.process.kill()
+            self._leave(worker)
+            self._replace(worker, reason)
+
+    async def close(self) -> None:
+        """Hang up on all workers, kill those that do not end by themselves, and return when all were reaped."""
+        self._closing = True
+        if self._pause is not None:
+            self._pause.cancel()
+        for worker in list(self._workers):
+            if worker.ready_at is None:
+                worker.process.kill()
+            self._hang_up(worker)
+        while self._leaving:
+            self._reaped.clear()
+            await self._reaped.wait()
+
+    def _fill(self) -> None:
+        """Start what is missing. Of the workers that have done their share, one at a time is replaced."""
+        if self._closing or self._pause is not None:
+            return
+        while self._missing() > 0:
+            try:
+                process = self._spawn()
+            except OSError as error:
+                _logger.error("cannot start a worker for %ss: %s", self._name, error)
+                self._start_failed()
+                break
+            worker = Worker(process, self._recycle_after_jobs)
+            self._workers.append(worker)
+            worker.set_timer(self._start_timeout_s, self._start_overran, worker)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(process.channel.fileno(), self._heard, worker)
+            loop.add_reader(process.pidfd, self._exited, worker)
+        self._listener.changed()
+
+    def _missing(self) -> int:
+        staying = [worker for worker in self._workers if not worker.retiring]
+        return self._count + any(worker.due for worker in staying) - len(staying)
+
+    def _replace(self, worker: Worker, reason: str) -> None:
+        if self._closing:
+            return
+        self._listener.restarted(reason)
+        if not worker.proven:
+            self._start_failed()
+        self._fill()
+
+    def _start_failed(self) -> None:
+        self._failed_starts += 1
+        if self._pause is None:
+            pause_s = min(_FIRST_PAUSE_S * 2.0 ** (self._failed_starts - 1), _LONGEST_PAUSE_S)
+            self._pause = asyncio.get_running_loop().call_later(pause_s, self._resume)
+        self._listener.changed()
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._fill()
+
+    def _start_overran(self, worker: Worker) -> None:
+        _logger.error("a worker for %ss was not ready after %g s", self._name, self._start_timeout_s)
+        self.end(worker, "start_failed")
+
+    def _heard(self, worker: Worker) -> None:
+        """Read one message; the loop calls again if there are more."""
+        try:
+            reply = worker.process.receive()
+        except BlockingIOError:
+            return
+        except ProtocolViolation as error:
+            self._misbehaved(worker, str(error))
+            return
+        if isinstance(reply, Outcome):
+            self._failed_starts = 0
+            self._listener.answered(worker, reply)
+        elif reply is None:  # the exit status tells why, in a moment
+            asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
+            worker.set_timer(_EXIT_GRACE_S, self._misbehaved, worker, "it hung up and lives on")
+        elif worker.ready_at is None:
+            self._became_ready(worker, reply)
+        else:
+            self._misbehaved(worker, "it says twice that it is ready")
+
+    def _became_ready(self, worker: Worker, reply: Ready) -> None:
+        worker.cancel_timer()
+        worker.confinement = reply.confinement
+        worker.ready_at = time.monotonic()
+        self._listener.ready(worker)
+        if sum(not other.retiring for other in self.ready) > self._count:
+            self._retire_one()
+        self._listener.changed()
+
+    def _retire_one(self) -> None:
+        done = next((other for other in self._workers if other.due and not other.retiring), None)
+        if done is not None:
+            done.retiring = True
+            self._listener.replaced(done)
+            self._fill()  # another may be due by now
+
+    def _misbehaved(self, worker: Worker, what: str) -> None:
+        _logger.error("a worker for %ss is ended: %s", self._name, what)
+        self.end(worker, "protocol")
+        self._listener.lost(worker, "protocol")
+
+    def _exited(self, worker: Worker) -> None:
+        """The process has ended, after whatever it said last was heard. If nobody wanted that, its status tells why."""
+        unexpected = not worker.leaving
+        if unexpected:
+            self._leave(worker)
+        asyncio.get_running_loop().remove_reader(worker.process.pidfd)
+        worker.cancel_timer()
+        words = worker.process.last_words()
+        status = worker.process.reap()
+        self._leaving.discard(worker)
+        self._reaped.set()
+        if unexpected:
+            reason = _reason(status) if worker.ready_at is not None else "start_failed"
+            _logger.error("a worker for %ss ended: %s, status %s, last words %r", self._name, reason, status, words)
+            self._replace(worker, reason)
+            self._listener.lost(worker, reason)
+
+    def _hang_up(self, worker: Worker) -> None:
+        self._leave(worker)
+        worker.process.hang_up()
+
+    def _leave(self, worker: Worker) -> None:
+        """Stop listening to `worker` and await its end; it is killed if that takes long."""
+        worker.leaving = True
+        self._workers.remove(worker)
+        self._leaving.add(worker)
+        asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
+        worker.set_timer(_EXIT_GRACE_S, worker.process.kill)
+        self._listener.changed()
+
+
+def _reason(status: int | None) -> str:
+    """Why a worker ended, from its exit status (negative: the signal)."""
+    return {-signal.SIGKILL: "killed", -signal.SIGXCPU: "cpu_time"}.get(status or 0, "crashed")

@@ -1,0 +1,129 @@
+"""A media worker: a process that decodes one file at a time, confined, until its socket closes.
+
+Started by the pool as `python -m app.media.worker SOCKET_FD PARENT_PID`. It loads and tries out its decoder, gives up
+its rights (`app.media.sandbox`), says that it is ready, and then answers each job with what it found or with the error
+to raise. Pixels go straight into the shared memory that came with the job.
+"""
+
+from __future__ import annotations
+
+import array
+import faulthandler
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import numpy as np
+
+from app.errors import BrokenMedia, LimitExceeded, RequestError
+from app.media import messages, sandbox
+from app.media.decoders import Decode, load_decoder
+from app.media.formats import Kind
+from app.media.heap import keep_freed_memory
+from app.media.limits import MediaLimits
+from app.media.messages import JobHeader, Outcome
+from app.media.shared import ONE_SHOT
+from app.media.spec import DecodeInfo, DecodeJob, row_shape, rows_of
+
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # meant for the server, which ends its workers itself
+_DESCRIPTORS_PER_JOB = 2
+_LARGE_FILE_BYTES = 1 << 20
+
+
+class _Bench:
+    """Where jobs are done, one after the other: the socket, and the row buffers that stay mapped between jobs."""
+
+    def __init__(self, channel: socket.socket, decode: Decode, limits: MediaLimits) -> None:
+        self._channel = channel
+        self._decode = decode
+        self._limits = limits
+        self._mapped: dict[int, mmap.mmap] = {}
+
+    def work(self) -> None:
+        """Answer jobs until the pool hangs up."""
+        space = socket.CMSG_SPACE(_DESCRIPTORS_PER_JOB * array.array("i").itemsize)
+        while True:
+            packet, ancillary, _, _ = self._channel.recvmsg(messages.MAX_PACKET_BYTES, space)
+            if not packet:
+                return
+            descriptors = array.array("i")
+            for _, _, data in ancillary:
+                descriptors.frombytes(data)
+            self._channel.send(self._attempt(packet, list(descriptors)))
+
+    def _attempt(self, packet: bytes, descriptors: list[int]) -> bytes:
+        started = time.perf_counter()
+        header, job, body = messages.decode_job(packet)
+        info: DecodeInfo | None = None
+        error: RequestError | None = None
+        trace = ""
+        try:
+            sandbox.allow_cpu_time(header.cpu_s)
+            info = self._run(header, job, body, descriptors)
+        except RequestError as refusal:
+            error = refusal.with_traceback(None)
+        except MemoryError:
+            error = LimitExceeded("decoding the file takes more memory than one file may take")
+        except Exception:  # a decoder's bug, brought out by this file: its caller pays, the log says where
+            error, trace = BrokenMedia("the file cannot be decoded"), traceback.format_exc()
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if error is not None or header.body_bytes > _LARGE_FILE_BYTES:
+            gc.collect()  # a cycle may hold the file's mapping, which counts against the memory limit
+        return messages.encode_outcome(Outcome(header.number, time.perf_counter() - started, info, error, trace))
+
+    def _run(self, header: JobHeader, job: DecodeJob, body: memoryview, descriptors: list[int]) -> DecodeInfo:
+        """Decode the file in `body`, or else behind the first descriptor, into the rows behind the last, if any."""
+        rest = list(descriptors)
+        if len(body) < header.body_bytes:  # MAP_PRIVATE: kernels before 6.7 refuse MAP_SHARED on a write-sealed file
+            body = memoryview(_map(rest.pop(0), header.body_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ))
+        if rest:
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            self._mapped[header.slot] = _map(rest[0], header.rows_bytes, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            rows = np.frombuffer(self._mapped[header.slot], np.uint8)
+            rows = rows.reshape((rows_of(job), *row_shape(job.spec)))  # [bytes] -> [n, *row]
+            return self._decode(body, job, self._limits, rows, header.threads)
+        finally:
+            if header.slot == ONE_SHOT:
+                del self._mapped[ONE_SHOT]
+
+
+def _map(fd: int, size: int, flags: int, protection: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size, flags=flags, prot=protection)
+    except OSError as error:  # the limit on the address space, as the descriptors are sound
+        raise MemoryError from error
+
+
+def serve(socket_fd: int, parent_pid: int, load: Callable[[Kind, MediaLimits], Decode] = load_decoder) -> None:
+    """Be a worker for the pool at the other end of `socket_fd`; returns when it hangs up."""
+    sandbox.die_with_parent(parent_pid)
+    for ignored in _IGNORED_SIGNALS:
+        signal.signal(ignored, signal.SIG_IGN)
+    faulthandler.enable()
+    keep_freed_memory()
+    channel = socket.socket(fileno=socket_fd)
+    packet = channel.recv(messages.MAX_PACKET_BYTES)
+    if not packet:
+        return
+    settings = messages.decode_settings(packet)
+    os.nice(settings.niceness)
+    decode = load(settings.kind, settings.limits)
+    gc.collect()
+    gc.freeze()
+    confinement = sandbox.confine(settings.memory_bytes)
+    channel.send(messages.encode_ready(messages.Ready(confinement)))
+    _Bench(channel, decode, settings.limits).work()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))
+    os._exit(0)  # nothing is left to tidy, and the sandbox would refuse some of the tidying

@@ -1,0 +1,103 @@
+"""What the tests of the pool share: pools of obedient hostile workers, and what the operating system says of us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from app.media.limits import MediaLimits
+from app.media.pool import MediaPool
+from app.media.shared import DecodedRows, SharedBytes
+from app.media.spec import DecodeJob, ImageSpec, VideoSpec
+
+HOSTILE_WORKER = (sys.executable, "-P", "-s", str(Path(__file__).with_name("hostile_worker.py")))
+PHOTO = DecodeJob(ImageSpec(resize_short_side=36, height=32, width=24))
+CLIP = DecodeJob(
+    VideoSpec(frames=4, stride=1, target_fps=8, mode="dense", resize_short_side=36, height=32, width=32), crops=3
+)
+
+
+class Counts:
+    """A PoolObserver that remembers."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, int] = {}
+        self.restarts: Counter[str] = Counter()
+
+    def workers(self, state: str, count: int) -> None:
+        self.states[state] = count
+
+    def restarted(self, reason: str) -> None:
+        self.restarts[reason] += 1
+
+
+@asynccontextmanager
+async def a_pool(**options: Any) -> AsyncIterator[tuple[MediaPool, Counts]]:
+    """A started pool of one image and one video worker that do as the upload says, closed at the end."""
+    counts = Counts()
+    defaults: dict[str, Any] = {
+        "image_workers": 1,
+        "video_workers": 1,
+        "limits": MediaLimits(),
+        "worker_memory_bytes": 512 << 20,
+        "image_timeout_s": 30.0,
+        "video_timeout_s": 30.0,
+        "command": HOSTILE_WORKER,
+        "observer": counts,
+    }
+    pool = MediaPool(**{**defaults, **options})
+    await pool.start()
+    try:
+        yield pool, counts
+    finally:
+        await pool.close(5.0)
+
+
+async def order(pool: MediaPool, data: str | bytes, job: DecodeJob = PHOTO, within_s: float = 60.0) -> DecodedRows:
+    """Have `data` decoded and the upload closed."""
+    with SharedBytes.of(data.encode() if isinstance(data, str) else data) as body:
+        return await pool.decode(body, job, time.monotonic() + within_s)
+
+
+async def found(pool: MediaPool, data: str, job: DecodeJob = PHOTO) -> str:
+    """What the worker reports in answer to an order."""
+    with await order(pool, data, job) as rows:
+        return rows.info.format
+
+
+async def until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for something that the other processes bring about; fail if it does not come."""
+    end = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > end:
+            raise AssertionError("what was waited for did not happen")
+        await asyncio.sleep(0.01)
+
+
+def run(scene: Callable[[], Awaitable[None]]) -> None:
+    """Play an asynchronous scene in a loop of its own."""
+
+    async def play() -> None:
+        await scene()
+
+    asyncio.run(play())
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process holds."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def children() -> set[int]:
+    """The processes that this one started and has not reaped, zombies included."""
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        pids.update(int(pid) for pid in (task / "children").read_text().split())
+    return pids

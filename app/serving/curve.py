@@ -1,0 +1,182 @@
+"""What a batch costs, by its size: measured at warm-up, used to choose the batch size and to predict waiting times."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.engines.base import Engine
+from app.errors import EngineOutOfMemory
+
+# A larger batch must raise the throughput by this much to be worth its latency.
+WORTHWHILE_GAIN = 0.05
+# Sizes in a row that gain nothing before the climb ends: one may be a slow shape or a disturbed measurement.
+_PATIENCE = 2
+_MIN_RUNS = 3
+_MAX_RUNS = 30
+_SECONDS_PER_SIZE = 0.1
+
+
+@dataclass(frozen=True)
+class BatchCurve:
+    """Seconds of a batch at each measured size.
+
+    Attributes:
+        rows: sizes, ascending, starting at 1.
+        seconds: cost of a batch of each size.
+    """
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.seconds) or self.rows[:1] != (1,) or list(self.rows) != sorted(set(self.rows)):
+            raise ValueError("a batch curve has one cost for each of some ascending sizes, the first of which is 1")
+        if any(not 0 < seconds < float("inf") for seconds in self.seconds):
+            raise ValueError("a batch costs a positive number of seconds")
+
+    @property
+    def useful_rows(self) -> int:
+        """The smallest size whose throughput is within 5% of the best: 1 where batching gains nothing."""
+        throughput = [rows / seconds for rows, seconds in zip(self.rows, self.seconds, strict=True)]
+        enough = max(throughput) * (1 - WORTHWHILE_GAIN)
+        return next(rows for rows, rate in zip(self.rows, throughput, strict=True) if rate >= enough)
+
+    def batch_s(self, rows: int) -> float:
+        """Cost of one batch in seconds, linear between the measured sizes and proportional beyond the last."""
+        if rows <= 0:
+            return 0.0
+        at = bisect_left(self.rows, rows)
+        if at == len(self.rows):
+            return self.seconds[-1] * rows / self.rows[-1]
+        if self.rows[at] == rows:
+            return self.seconds[at]
+        low, high = self.rows[at - 1], self.rows[at]
+        share = (rows - low) / (high - low)
+        return self.seconds[at - 1] * (1 - share) + self.seconds[at] * share
+
+    def predict_s(self, rows: int) -> float:
+        """Seconds that one engine takes for `rows` rows in batches of the useful size."""
+        full, rest = divmod(max(rows, 0), self.useful_rows)
+        return full * self.batch_s(self.useful_rows) + self.batch_s(rest)
+
+
+class CostModel:
+    """A curve that follows what is observed: under other load a machine is slower than at warm-up. Thread-safe."""
+
+    # Weight of one batch in the correction; about the last fifty batches count.
+    _WEIGHT = 0.02
+    _SLOWEST = 16.0
+    _FASTEST = 1 / 16
+
+    def __init__(self, curve: BatchCurve) -> None:
+        self.curve = curve
+        self._correction = 1.0
+        self._lock = threading.Lock()
+
+    @property
+    def correction(self) -> float:
+        """Observed seconds over measured ones, lately."""
+        return self._correction
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` rows has just taken `seconds`."""
+        ratio = min(max(seconds / self.curve.batch_s(rows), self._FASTEST), self._SLOWEST)
+        with self._lock:
+            self._correction += self._WEIGHT * (ratio - self._correction)
+
+    def follow(self, correction: float) -> None:
+        """Take over what another process has observed."""
+        self._correction = correction
+
+    def batch_s(self, rows: int) -> float:
+        return self.curve.batch_s(rows) * self._correction
+
+    def predict_s(self, rows: int) -> float:
+        return self.curve.predict_s(rows) * self._correction
+
+
+def ladder(max_rows: int) -> list[int]:
+    """1, 2, 4, … and `max_rows` itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_rows:
+        sizes.append(sizes[-1] * 2)
+    return sizes if max_rows == 1 else [*sizes, max_rows]
+
+
+def measure_curve(engine: Engine, *, budget_s: float, clock: Callable[[], float] = time.perf_counter) -> BatchCurve:
+    """Run and time the ladder up to the engine's `max_batch`, smallest first.
+
+    The climb stops early when two sizes in a row gain nothing, when the next size is predicted not to fit in what is
+    left of `budget_s`, or when the device has no room. Of several runs the fastest counts: others only disturb.
+
+    Raises:
+        EngineError: a batch failed.
+    """
+    end = clock() + budget_s
+    rows: list[int] = []
+    costs: list[float] = []
+    stale = 0
+    for size in ladder(engine.max_batch):
+        if rows:
+            # One warming run and two timed ones at least, at the cost per row known so far.
+            expected_s = 3 * costs[-1] * size / rows[-1]
+            if stale >= _PATIENCE or clock() + expected_s > end:
+                break
+        best_rate = max((n / cost for n, cost in zip(rows, costs, strict=True)), default=0.0)
+        try:
+            cost = _time_batch(engine, size, end, clock)
+        except EngineOutOfMemory:
+            if not rows:
+                raise
+            break
+        rows.append(size)
+        costs.append(cost)
+        stale = 0 if size / cost >= best_rate * (1 + WORTHWHILE_GAIN) else stale + 1
+    return BatchCurve(tuple(rows), tuple(costs))
+
+
+def warm_up(engine: Engine, curve: BatchCurve) -> None:
+    """Run each measured size that will be used once: the first run of a shape allocates and selects kernels.
+
+    Raises:
+        EngineError: a batch failed.
+    """
+    for size in curve.rows:
+        if size <= min(curve.useful_rows, engine.max_batch):
+            batch = engine.empty_rows(size)
+            batch[...] = 127
+            engine.run(batch)
+
+
+def time_one_row(engine: Engine, *, runs: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a batch of one row, the fastest of `runs`. The engine has been warmed up before."""
+    batch = engine.empty_rows(1)
+    batch[...] = 127
+    fastest = float("inf")
+    for _ in range(runs):
+        begin = clock()
+        engine.run(batch)
+        fastest = min(fastest, clock() - begin)
+    return fastest
+
+
+def _time_batch(engine: Engine, size: int, end: float, clock: Callable[[], float]) -> float:
+    batch = engine.empty_rows(size)
+    batch[...] = 127
+    engine.run(batch)  # the first run of a shape allocates and selects kernels
+    fastest = float("inf")
+    spent = 0.0
+    for run in range(_MAX_RUNS):
+        begin = clock()
+        engine.run(batch)
+        seconds = clock() - begin
+        fastest = min(fastest, seconds)
+        spent += seconds
+        if run + 1 >= _MIN_RUNS and (spent >= _SECONDS_PER_SIZE or begin + seconds > end):
+            break
+    # A no-op engine may be quicker than the clock's tick; a cost of zero would predict infinite throughput.
+    return max(fastest, 1e-7)

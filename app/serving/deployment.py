@@ -1,0 +1,188 @@
+"""A package in service: its queue, its engine instances, and how they begin and end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from app.engines.base import Engine
+from app.engines.factory import EngineOptions
+from app.repository.store import Package
+from app.serving.batcher import Batcher
+from app.serving.curve import CostModel, warm_up
+from app.serving.dispatcher import LocalDispatcher, deliver
+from app.serving.instance import Instance
+from app.serving.measured import MeasuredStore
+from app.serving.model import LoadedModel
+from app.serving.observer import ServingObserver
+from app.serving.selection import Selected, build_engine, prove, select_engine
+from app.serving.supervisor import InstanceKeeper, SupervisionOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """What settings say about serving a model.
+
+    Attributes:
+        instances: engines per model, each with a thread; more than one pays where there are several devices.
+        max_queue_rows: rows that may wait for one model's engines.
+        max_queue_delay_s: how long an idle engine may wait for a fuller batch; 0 is nearly always best.
+        warmup_budget_s: for timing the ladder of batch sizes at the first start on a machine.
+        exact_images: forbid the JPEG decoder's own scaling.
+        drain_s: how long a version that was replaced may take to finish its requests; longer than any request may.
+        supervision: when an engine counts as stuck.
+    """
+
+    instances: int = 1
+    max_queue_rows: int = 1024
+    max_queue_delay_s: float = 0.0
+    warmup_budget_s: float = 10.0
+    exact_images: bool = False
+    drain_s: float = 600.0
+    supervision: SupervisionOptions = field(default_factory=SupervisionOptions)
+
+
+class Deployment:
+    """One version of a model with everything that serves it. Building it loads, proves and warms the engine.
+
+    Raises:
+        EngineUnavailable, PackageError, EngineError: the package cannot be served; the message says why.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        engine_options: EngineOptions,
+        options: ServingOptions,
+        store: MeasuredStore,
+        observer: ServingObserver,
+    ) -> None:
+        self._package = package
+        self._engine_options = engine_options
+        self._observer = observer
+        manifest = package.manifest
+        selected = select_engine(package, engine_options, store, budget_s=options.warmup_budget_s)
+        self._cost = CostModel(selected.curve)
+        self._batcher = Batcher(
+            max_rows=options.max_queue_rows,
+            deliver=deliver,
+            predict_s=self._cost.predict_s,
+            max_delay_s=options.max_queue_delay_s,
+            on_depth=lambda rows: observer.queue_rows(manifest.name, rows),
+        )
+        self.model = LoadedModel(
+            manifest,
+            package.labels,
+            engine=selected.engine.info,
+            choice=selected.choice,
+            cost=self._cost,
+            dispatcher=LocalDispatcher(self._batcher, observer.origin),
+            instances=options.instances,
+            exact_images=options.exact_images,
+        )
+        engines = [selected.engine]
+        try:
+            for _ in range(options.instances - 1):
+                engines.append(build_engine(package, selected.choice.engine, engine_options))
+        except BaseException:
+            for engine in engines:
+                engine.close()
+            raise
+        self._keepers = [
+            InstanceKeeper(
+                manifest.name,
+                lambda: self._build(selected.choice.engine),
+                self._instance(engine),
+                self._cost,
+                options.supervision,
+                on_change=self._announce,
+            )
+            for engine in engines
+        ]
+        self._say_what_serves(selected)
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows that wait for an engine."""
+        return self._batcher.pending_rows
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no engine instance can answer now; None when one can."""
+        reasons = [keeper.reason for keeper in self._keepers]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def hopeless(self) -> bool:
+        """Only a restart of the process would help."""
+        return any(keeper.hopeless for keeper in self._keepers)
+
+    def check(self) -> None:
+        """The supervisor's look at every instance."""
+        for keeper in self._keepers:
+            keeper.check()
+
+    def announce_ready(self) -> None:
+        """Tell telemetry that this version now answers under its name."""
+        model = self.model
+        self._observer.engine_info(
+            model.name, model.version, model.engine.name, model.engine.precision, model.engine.device
+        )
+        for rows, seconds in zip(model.curve.rows, model.curve.seconds, strict=True):
+            self._observer.batch_cost(model.name, rows, seconds)
+        self._announce()
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait until no request uses the model, then end its engines and give their memory back.
+
+        Returns:
+            False when requests or an engine were still busy after `timeout_s`; they are not waited for any more.
+        """
+        end = time.monotonic() + timeout_s
+        idle = self.model.wait_idle(timeout_s)
+        self._observer.model_ready(self.model.name, self.model.version, False)
+        self._batcher.close()
+        for keeper in self._keepers:
+            keeper.stop()
+        ended = [keeper.join(max(0.0, end - time.monotonic())) for keeper in self._keepers]
+        return idle and all(ended)
+
+    def _announce(self) -> None:
+        self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
+
+    def _build(self, engine_name: str) -> Instance:
+        engine = build_engine(self._package, engine_name, self._engine_options)
+        warm_up(engine, self._cost.curve)
+        return self._instance(engine)
+
+    def _instance(self, engine: Engine) -> Instance:
+        return Instance(
+            self._package.manifest.name,
+            engine,
+            self._batcher,
+            self._cost,
+            self._observer,
+            prove=lambda suspect: prove(suspect, self._package),
+        )
+
+    def _say_what_serves(self, selected: Selected) -> None:
+        manifest, info = self._package.manifest, selected.engine.info
+        log = logger.info
+        if info.name == "noop":
+            log = logger.warning
+        log(
+            "%s version %d: %s %s on %s, %s; batches of %d, %.3g ms each%s%s",
+            manifest.name,
+            manifest.version,
+            info.name,
+            info.precision,
+            info.device,
+            selected.choice.reason,
+            selected.curve.useful_rows,
+            selected.curve.batch_s(selected.curve.useful_rows) * 1e3,
+            "; THE WEIGHTS ARE RANDOM, the answers mean nothing" if manifest.random_weights else "",
+            f"; {info.detail}",
+        )

@@ -1,0 +1,173 @@
+"""An engine and the thread that owns it: take a batch, gather its rows, run, hand the results in.
+
+A batch that fails is run again by halves, so that only the row to blame fails; a batch that the device has no room for
+is cut and lowers the ceiling. What the thread is doing, and since when, is there for a supervisor to see.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.engines.base import Engine
+from app.errors import EngineError, EngineOutOfMemory, HieraError
+from app.serving.batcher import Batcher
+from app.serving.curve import CostModel
+from app.serving.gather import BatchSource, GatheredBatch
+from app.serving.golden import run_checked
+from app.serving.observer import ServingObserver
+from app.serving.submission import Slice
+
+logger = logging.getLogger(__name__)
+
+# Batches in a row of which not a single row came out before the engine itself is suspected.
+_SUSPECT_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A run in progress: when it began, by the monotonic clock, and its rows."""
+
+    since: float
+    rows: int
+
+
+class Instance:
+    """Runs one engine on one thread until it is stopped or abandoned.
+
+    Args:
+        model: the name for metrics and logs.
+        engine: owned from here on; closed by the thread when it ends.
+        batcher: where the rows come from.
+        cost: told of every run; its curve gives the batch size that is worth having.
+        prove: raises when the engine no longer answers rightly; called after several batches failed as a whole.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: Engine,
+        batcher: Batcher,
+        cost: CostModel,
+        observer: ServingObserver,
+        *,
+        prove: Callable[[Engine], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._batcher = batcher
+        self._cost = cost
+        self._observer = observer
+        self._prove = prove
+        self._clock = clock
+        self._ceiling = engine.max_batch
+        self._stopping = False
+        self._failed_batches = 0
+        self._held: list[Slice] = []
+        self._source = BatchSource(model, batcher, engine, self._limit, lambda: self._stopping)
+        self._thread = threading.Thread(target=self._serve, name=f"engine-{model}", daemon=True)
+        self.busy: Busy | None = None
+        self.completed_batches = 0
+        self.failure: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs. One that was not stopped and is not alive has died."""
+        return self._thread.is_alive()
+
+    @property
+    def max_batch(self) -> int:
+        """The most rows of a batch now: the useful size of the curve, under the ceiling that memory allows."""
+        return self._limit()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch in progress, take no other, close the engine."""
+        self._stopping = True
+        self._batcher.wake()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False when it has not."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def abandon(self, error: HieraError) -> None:
+        """Give the instance up: settle what it holds and wait no more. The rows are freed if its run ever returns."""
+        self.stop()
+        self._batcher.fail(list(self._held), error)
+
+    def _limit(self) -> int:
+        return max(1, min(self._cost.curve.useful_rows, self._ceiling))
+
+    def _serve(self) -> None:
+        try:
+            self._source.start()
+            while (batch := self._source.next()) is not None:
+                self._held = batch.slices
+                self._process(batch)
+                self._held = []
+                if self._failed_batches >= _SUSPECT_AFTER:
+                    self._failed_batches = 0
+                    self._prove(self._engine)
+        except BaseException as error:
+            # Nothing of a thread's death may be lost: the supervisor rebuilds, the rows are settled below.
+            logger.exception("the engine thread of %s died", self._model)
+            self.failure = f"{type(error).__name__}: {error}"
+        finally:
+            self.busy = None
+            self._stopping = True
+            orphans = [part for part in self._held if part.submission.in_flight]
+            self._source.close(EngineError("the engine stopped"))
+            self._batcher.finish(orphans, EngineError("the engine thread died"), began=self._clock(), batch_rows=0)
+            self._engine.close()
+
+    def _process(self, batch: GatheredBatch) -> None:
+        answered = self._run(batch)
+        self._failed_batches = 0 if answered else self._failed_batches + 1
+        self.completed_batches += 1
+
+    def _run(self, batch: GatheredBatch) -> int:
+        """Run a batch, by halves where it fails; how many rows were answered."""
+        rows = len(batch.rows)
+        began = self._clock()
+        self.busy = Busy(began, rows)
+        try:
+            probabilities = run_checked(self._engine, batch.rows)
+        except EngineOutOfMemory as error:
+            self.busy = None
+            self._ceiling = max(1, min(self._ceiling, rows // 2))
+            logger.warning(
+                "%s: no memory for %d rows, at most %d from now on (%s)", self._model, rows, self._ceiling, error
+            )
+            return self._retry(batch, error, began)
+        except Exception as error:
+            self.busy = None
+            logger.warning("%s: a batch of %d rows failed", self._model, rows, exc_info=True)
+            return self._retry(batch, error, began)
+        ended = self._clock()
+        self.busy = None
+        self._batcher.finish(batch.slices, probabilities, began=began, batch_rows=rows)
+        self._cost.observe(rows, ended - began)
+        self._observer.batch_rows(self._model, rows)
+        self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
+        self._observer.rows_total(self._model, rows)
+        return rows
+
+    def _retry(self, batch: GatheredBatch, error: Exception, began: float) -> int:
+        if len(batch.rows) == 1:
+            reason = error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}")
+            self._batcher.finish(batch.slices, reason, began=began, batch_rows=1)
+            return 0
+        answered = 0
+        for half in batch.halves():
+            if any(part.wanted for part in half.slices):
+                answered += self._run(half)
+            else:
+                self._batcher.finish(half.slices, EngineError("nobody waits for it"), began=began, batch_rows=0)
+        return answered

@@ -1,0 +1,88 @@
+"""What serving tells telemetry: methods named after the metrics that they feed, called from several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+Stage = Literal["upload", "decode", "queue", "inference", "postprocess"]
+
+
+class ServingObserver(Protocol):
+    """Receives counts and durations in seconds. Implementations are thread-safe, quick, and never raise."""
+
+    def stage_duration(self, model: str, stage: Stage, seconds: float) -> None: ...
+
+    def batch_rows(self, model: str, rows: int) -> None:
+        """A batch of `rows` rows was run."""
+        ...
+
+    def queue_rows(self, model: str, rows: int) -> None:
+        """`rows` rows wait for an engine now."""
+        ...
+
+    def rows_total(self, model: str, rows: int) -> None:
+        """`rows` more rows were answered."""
+        ...
+
+    def rejected(self, model: str, reason: str) -> None:
+        """A request was refused by admission: "queue_rows", "queue_bytes", "deadline" or "draining"."""
+        ...
+
+    def cancelled(self, model: str, stage: Stage) -> None:
+        """A caller left, or its deadline passed, while its request was in `stage`."""
+        ...
+
+    def model_ready(self, model: str, version: int, ready: bool) -> None: ...
+
+    def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None: ...
+
+    def batch_cost(self, model: str, rows: int, seconds: float) -> None:
+        """The measured cost of a batch of `rows` rows, once for each size of the ladder."""
+        ...
+
+    def origin(self) -> object:
+        """Whatever `batch_ran` shall know the current request by; asked on the request's task when rows are queued."""
+        ...
+
+    def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
+        """A batch ran from `began` to `ended` (`time.monotonic()` seconds), for the requests of `origins`; one that has
+        several files in it is named several times."""
+        ...
+
+
+class SilentObserver:
+    """Drops everything: the command line and most tests need no metrics."""
+
+    def stage_duration(self, model: str, stage: Stage, seconds: float) -> None:
+        pass
+
+    def batch_rows(self, model: str, rows: int) -> None:
+        pass
+
+    def queue_rows(self, model: str, rows: int) -> None:
+        pass
+
+    def rows_total(self, model: str, rows: int) -> None:
+        pass
+
+    def rejected(self, model: str, reason: str) -> None:
+        pass
+
+    def cancelled(self, model: str, stage: Stage) -> None:
+        pass
+
+    def model_ready(self, model: str, version: int, ready: bool) -> None:
+        pass
+
+    def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None:
+        pass
+
+    def batch_cost(self, model: str, rows: int, seconds: float) -> None:
+        pass
+
+    def origin(self) -> object:
+        return None
+
+    def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
+        pass

@@ -1,0 +1,187 @@
+"""Chooses the engine of a package: the fastest one that agrees with the golden sample."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from app.engines.base import Engine
+from app.engines.cpus import machine_id
+from app.engines.factory import EngineOptions, candidates, create_engine, installed_version
+from app.errors import EngineError, EngineUnavailable, HieraError, PackageError
+from app.repository.store import GRAPH, Package
+from app.serving.curve import BatchCurve, measure_curve, time_one_row, warm_up
+from app.serving.golden import check_golden
+from app.serving.measured import Measured, MeasuredStore
+from app.serving.model import EngineChoice, EngineTrial
+from app.serving.quiet import Quiet
+
+logger = logging.getLogger(__name__)
+
+# Rounds of the race: at least so many, and more of a quick model until so many seconds have passed.
+_MIN_ROUNDS = 3
+_MAX_ROUNDS = 30
+_RACE_S = 0.3
+# One row that is so much quicker than it was at the kept measurement says that something disturbed that.
+_DISTURBED = 0.5
+_quiet = Quiet()
+
+
+@dataclass(frozen=True)
+class Selected:
+    """An engine that passed the golden check, its batch curve, and why it was chosen."""
+
+    engine: Engine
+    curve: BatchCurve
+    choice: EngineChoice
+
+
+def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:
+    """Load a package into one engine, proven by its golden sample.
+
+    Raises:
+        EngineUnavailable: the engine cannot be had here.
+        PackageError: the engine cannot load the graph, or disagrees with the reference.
+        EngineError: it failed on the golden rows.
+    """
+    return _build_proven(package, name, options)[0]
+
+
+def _build_proven(package: Package, name: str, options: EngineOptions) -> tuple[Engine, str]:
+    """An engine, and in words how well it agrees with the reference."""
+    manifest = package.manifest
+    engine = create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+    try:
+        return engine, prove(engine, package)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def prove(engine: Engine, package: Package) -> str:
+    """Check an engine with the golden sample; a no-op engine has nothing to prove.
+
+    Returns:
+        How close it came, in words.
+
+    Raises:
+        PackageError, EngineError: it is out of tolerance, or failed.
+    """
+    if engine.info.name == "noop":
+        return "not checked: no model is run"
+    report = check_golden(engine, package.golden, package.manifest.precision)
+    return (
+        f"passed the golden check: probabilities within {report.max_abs_probability:.2g}, "
+        f"log-probabilities within {report.max_log_ratio:.2g} of their spread"
+    )
+
+
+def select_engine(package: Package, options: EngineOptions, store: MeasuredStore, *, budget_s: float) -> Selected:
+    """Build, prove, time and choose.
+
+    Args:
+        store: what was measured before; read first, and written after a new measurement.
+        budget_s: seconds that the batch curve may take to measure.
+
+    Raises:
+        EngineUnavailable: no engine can be had.
+        PackageError: no engine agrees with the golden sample; the message says what each did.
+    """
+    names = candidates(options)
+    key = _key(package, options, names)
+    kept = store.read(key)
+    if kept is not None and kept.engine in names:
+        selected = _as_before(package, kept, options)
+        if selected is not None:
+            return selected
+    with _quiet.busy():
+        passed, details = _build_all(package, names, options)
+    try:
+        with _quiet.measuring():
+            seconds = _race(passed, package) if len(passed) > 1 else {}
+            best = min(passed, key=lambda name: seconds.get(name, 0.0))
+            curve = measure_curve(passed[best], budget_s=budget_s)
+    except BaseException:
+        for engine in passed.values():
+            engine.close()
+        raise
+    for name, engine in passed.items():
+        if name != best:
+            engine.close()
+    trials = tuple(EngineTrial(name, seconds.get(name), details[name]) for name in names)
+    store.write(key, Measured(best, trials, curve))
+    return Selected(passed[best], curve, _choice(best, trials, options, before=False))
+
+
+def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Selected | None:
+    """The engine and the curve of an earlier start; None when either can no longer be trusted."""
+    name = package.manifest.name
+    engine: Engine | None = None
+    try:
+        with _quiet.busy():
+            engine = build_engine(package, kept.engine, options)
+            warm_up(engine, kept.curve)
+        disturbed = time_one_row(engine) < kept.curve.seconds[0] * _DISTURBED
+    except HieraError as error:
+        logger.warning("%s: %s no longer works, choosing again (%s)", name, kept.engine, error)
+        if engine is not None:
+            engine.close()
+        return None
+    if disturbed:
+        logger.info("%s: something disturbed the measurement of an earlier start, measuring again", name)
+        engine.close()
+        return None
+    return Selected(engine, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
+
+
+def _build_all(package: Package, names: list[str], options: EngineOptions) -> tuple[dict[str, Engine], dict[str, str]]:
+    """The engines that pass the golden check, and what each did. Raises PackageError when none passes."""
+    passed: dict[str, Engine] = {}
+    details: dict[str, str] = {}
+    for name in names:
+        try:
+            passed[name], details[name] = _build_proven(package, name, options)
+        except (EngineUnavailable, PackageError, EngineError) as error:
+            logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
+            details[name] = str(error)
+    if not passed:
+        raise PackageError("; ".join(details.values()))
+    return passed, details
+
+
+def _race(engines: dict[str, Engine], package: Package) -> dict[str, float]:
+    """Seconds of one row on each engine, the fastest of some runs; in turns, so that other load hits all alike."""
+    row = package.golden.rows[:1].copy()
+    fastest = dict.fromkeys(engines, float("inf"))
+    start = time.perf_counter()
+    for rounds in range(_MAX_ROUNDS):
+        if rounds >= _MIN_ROUNDS and time.perf_counter() - start > _RACE_S:
+            break
+        for name, engine in engines.items():
+            begin = time.perf_counter()
+            engine.run(row)
+            fastest[name] = min(fastest[name], time.perf_counter() - begin)
+    return fastest
+
+
+def _choice(name: str, trials: tuple[EngineTrial, ...], options: EngineOptions, *, before: bool) -> EngineChoice:
+    timed = sorted((trial.seconds, trial.engine) for trial in trials if trial.seconds is not None)
+    if options.name != "auto":
+        reason = f"set by HIERA_ENGINE={options.name}"
+    elif timed:
+        figures = ", ".join(f"{engine} {seconds * 1e3:.3g} ms" for seconds, engine in timed)
+        earlier = " (measured at an earlier start)" if before else ""
+        reason = f"fastest for one row that passes the golden check: {figures}{earlier}"
+    else:
+        reason = "the only engine here that passes the golden check"
+    return EngineChoice(name, reason, trials)
+
+
+def _key(package: Package, options: EngineOptions, names: list[str]) -> tuple[str, ...]:
+    return (
+        package.manifest.files[GRAPH],
+        machine_id(),
+        *(f"{name} {installed_version(name)}" for name in names),
+        f"{options.name} {options.precision} {options.device} threads={options.threads} max_batch={options.max_batch}",
+    )

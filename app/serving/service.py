@@ -1,0 +1,298 @@
+"""The one way from a file to a classification: admit, decode, submit, postprocess. It knows no transport.
+
+ticket = service.admit("image", options, started=…)     before the body is read: model, deadline, room
+await service.classify(ticket, body)                     once for each file of the request
+ticket.release()                                         exactly once, whatever happened
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import DeadlineExceeded, InvalidParameter, Unavailable
+from app.media.shared import DecodedRows, SharedBytes
+from app.media.spec import DecodeInfo, DecodeJob, rows_of
+from app.serving.admission import Admission, Reservation
+from app.serving.decode_load import DecodeLoad
+from app.serving.model import LoadedModel
+from app.serving.observer import ServingObserver, SilentObserver, Stage
+from app.serving.postprocess import average_crops, average_views, top_k
+from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Prediction, Task
+
+
+class ModelSource(Protocol):
+    """Where the service finds models: the registry."""
+
+    def get(self, task: Task, name: str | None) -> LoadedModel:
+        """A model that is ready, retained for the caller, who must `release` it.
+
+        Raises:
+            UnknownModel: no such model, or none for the task.
+            Unavailable: it is loading, has failed, or is being rebuilt.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """Where files become rows: `app.media`'s pool of worker processes."""
+
+    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows: ...
+
+
+@dataclass(frozen=True)
+class ServiceDefaults:
+    """Bounds of every request.
+
+    Attributes:
+        image_timeout_s, video_timeout_s: from the start of the upload to the answer; a caller's timeout_ms can only
+            shorten it.
+        max_clips: the most temporal views of one video.
+        image_workers, video_workers: media workers, to predict how long decoding will wait.
+    """
+
+    image_timeout_s: float = 30.0
+    video_timeout_s: float = 120.0
+    max_clips: int = 16
+    image_workers: int = 1
+    video_workers: int = 1
+
+
+class Ticket:
+    """An admitted request. Use it as a context manager, or call `release`; both are harmless twice.
+
+    Attributes:
+        model: who will answer.
+        options: the caller's.
+        job: what each file is decoded to.
+        started, deadline: `time.monotonic()` seconds.
+    """
+
+    __slots__ = ("_released", "_service", "deadline", "job", "model", "options", "reservation", "started")
+
+    def __init__(
+        self,
+        service: Service,
+        model: LoadedModel,
+        options: ClassifyOptions,
+        job: DecodeJob,
+        started: float,
+        deadline: float,
+        reservation: Reservation,
+    ) -> None:
+        self._service = service
+        self._released = False
+        self.model = model
+        self.options = options
+        self.job = job
+        self.started = started
+        self.deadline = deadline
+        self.reservation = reservation
+
+    def grow(self, *, files: int = 0, body_bytes: int = 0) -> None:
+        """Reserve room for more files or bytes than `admit` was told of.
+
+        Raises:
+            Overloaded: there is no room; what was reserved before stays.
+        """
+        rows = files * rows_of(self.job)
+        self.reservation.grow(rows=rows, nbytes=rows * self.model.row_nbytes + body_bytes)
+
+    def release(self) -> None:
+        """Give back what the request held."""
+        if not self._released:
+            self._released = True
+            self.reservation.release()
+            self.model.release()
+            self._service._closed_ticket()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Service:
+    """Classifies files. Its methods are called on one event loop.
+
+    Args:
+        registry: the models.
+        pool: the media workers.
+        admission: what bounds the work in flight.
+        defaults: bounds of every request.
+        observer: where stage durations, rejections and cancellations go.
+    """
+
+    def __init__(
+        self,
+        registry: ModelSource,
+        pool: Decoder,
+        admission: Admission,
+        defaults: ServiceDefaults | None = None,
+        observer: ServingObserver | None = None,
+    ) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._admission = admission
+        self._defaults = defaults or ServiceDefaults()
+        self._observer = observer or SilentObserver()
+        self._decode_load = {
+            "image": DecodeLoad(self._defaults.image_workers),
+            "video": DecodeLoad(self._defaults.video_workers),
+        }
+        self._open_tickets = 0
+        self._draining = False
+        self._drained = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def open_tickets(self) -> int:
+        """Requests that were admitted and have not been answered."""
+        return self._open_tickets
+
+    def admit(
+        self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
+    ) -> Ticket:
+        """Decide whether a request may come in, before its body is read.
+
+        Args:
+            started: `time.monotonic()` when the request arrived; the deadline counts from there.
+            files: how many files it will bring, as far as is known; `Ticket.grow` takes more.
+            body_bytes: the size of its body, likewise.
+
+        Raises:
+            InvalidParameter: an option is out of range.
+            UnknownModel: no such model for the task.
+            Unavailable: the model is not ready, or the server is draining.
+            DeadlineExceeded: the caller's time is over already.
+            Overloaded: there is no room, or the deadline cannot be made.
+        """
+        _check_options(task, options, self._defaults)
+        bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
+        timeout_s = bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000)
+        deadline = started + timeout_s
+        model = self._registry.get(task, options.model)
+        try:
+            if self._draining:
+                self._observer.rejected(model.name, "draining")
+                raise Unavailable("the server is shutting down; send the request to another one", code="draining")
+            if deadline <= time.monotonic():
+                raise DeadlineExceeded("the deadline passed before the request was read")
+            job = model.job(options.clips, options.crops)
+            rows = files * rows_of(job)
+            reservation = self._admission.admit(
+                model.lane,
+                rows=rows,
+                nbytes=rows * model.row_nbytes + body_bytes,
+                deadline=deadline,
+                decode_s=self._decode_load[task].predict_s(files),
+            )
+        except BaseException:
+            model.release()
+            raise
+        self._open_tickets += 1
+        return Ticket(self, model, options, job, started, deadline, reservation)
+
+    async def classify(self, ticket: Ticket, body: SharedBytes) -> Classification:
+        """Classify one file of an admitted request. The caller keeps `body` and closes it afterwards.
+
+        Raises:
+            UnsupportedMedia, BrokenMedia, LimitExceeded: the file.
+            DeadlineExceeded: the ticket's deadline passed.
+            Overloaded, Unavailable: the engine's queue is full or closed after all.
+            EngineError: the engine failed on this file's rows.
+        """
+        model, observer, clock = ticket.model, self._observer, time.monotonic
+        stage: Stage = "decode"
+        try:
+            begin = clock()
+            rows = await self._decode(ticket, body)
+            info = rows.info
+            decoded = clock()
+            stage = "queue"
+            inference = await model.dispatcher.infer(rows, ticket.deadline)
+            inferred = clock()
+        except (asyncio.CancelledError, DeadlineExceeded):
+            observer.cancelled(model.name, stage)
+            raise
+        predictions, clips = _name_classes(inference.probabilities, ticket, info)
+        latency = Latency(decoded - begin, inference.queue_s, inference.inference_s, clock() - inferred)
+        observer.stage_duration(model.name, "decode", latency.decode_s)
+        observer.stage_duration(model.name, "queue", latency.queue_s)
+        observer.stage_duration(model.name, "inference", latency.inference_s)
+        observer.stage_duration(model.name, "postprocess", latency.postprocess_s)
+        return Classification(model.identity, predictions, latency, inference.batch_rows, clips)
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; what was admitted goes on."""
+        self._draining = True
+        if self._open_tickets == 0:
+            self._drained.set()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """After `drain`: wait until every admitted request is answered; False when `timeout_s` passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._drained.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
+        load = self._decode_load[ticket.model.manifest.task]
+        load.enter()
+        try:
+            rows = await self._pool.decode(body, ticket.job, ticket.deadline)
+        finally:
+            load.leave()
+        load.observe(rows.decode_s)
+        return rows
+
+    def _closed_ticket(self) -> None:
+        self._open_tickets -= 1
+        if self._draining and self._open_tickets == 0:
+            self._drained.set()
+
+
+def _check_options(task: Task, options: ClassifyOptions, defaults: ServiceDefaults) -> None:
+    if options.top_k < 1:
+        raise InvalidParameter("top_k must be 1 or more")
+    if options.timeout_ms is not None and options.timeout_ms < 1:
+        raise InvalidParameter("timeout_ms must be 1 or more")
+    if task == "image" and (options.clips, options.crops) != (1, 1):
+        raise InvalidParameter("clips and crops are for videos")
+    if not 1 <= options.clips <= defaults.max_clips:
+        raise InvalidParameter(f"clips must be from 1 to {defaults.max_clips}")
+    if options.crops not in (1, 3):
+        raise InvalidParameter("crops must be 1 or 3")
+
+
+def _name_classes(
+    probabilities: NDArray[np.float32], ticket: Ticket, info: DecodeInfo
+) -> tuple[tuple[Prediction, ...], tuple[ClipResult, ...]]:
+    """Top classes of the file, and for a video the top class of each clip."""
+    labels, k = ticket.model.labels, ticket.options.top_k
+    averaged = probabilities[0] if len(probabilities) == 1 else average_views(probabilities)
+    predictions = tuple(Prediction(index, labels[index], value) for index, value in top_k(averaged, k))
+    if not info.views:
+        return predictions, ()
+    clips, crops = ticket.options.clips, ticket.options.crops
+    by_clip = average_crops(probabilities, clips)
+    results = []
+    for clip in range(clips):
+        view = info.views[clip * crops]
+        index, value = top_k(by_clip[clip], 1)[0]
+        results.append(ClipResult(view.start_s, view.end_s, index, labels[index], value))
+    return predictions, tuple(results)

@@ -1,0 +1,170 @@
+"""What the engine host and its HTTP workers say to each other, as frames of `app.serving.channel`.
+
+    HTTP worker                                     engine host
+    SUBMIT rows of a file, with their memory  ──▶   maps them, submits them to the model's batcher
+    CANCEL                                    ──▶
+                                              ◀──   ANSWER | FAILURE     once, unless cancelled
+                                              ◀──   RELEASE              once: no engine reads the rows any more
+    SERVING                                   ──▶   from now on connections may come
+                                              ◀──   CONNECTION           an accepted socket
+                                              ◀──   TABLE, STATE         the models; how they are
+                                              ◀──   PROBE                every second, and at a scrape
+    PULSE how the worker is, its metrics      ──▶
+    DROPPED a model that it has done with     ──▶
+    SCRAPE                                    ──▶
+                                              ◀──   EXPOSITION
+                                              ◀──   PHASE                of the drain
+
+The host trusts no worker further than it must: what comes from there is fixed structs and JSON, bounded and checked.
+TABLE and STATE are pickled; they travel only from the process that started the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from app import errors
+from app.engines.base import EngineInfo
+from app.errors import EngineError, HieraError, Overloaded
+from app.repository.manifest import Manifest
+from app.serving.curve import BatchCurve
+from app.serving.model import EngineChoice
+from app.serving.results import Task
+from app.serving.submission import Inference
+
+
+class Kind(IntEnum):
+    SUBMIT = 1
+    CANCEL = 2
+    SERVING = 3
+    PULSE = 4
+    DROPPED = 5
+    SCRAPE = 6
+    ANSWER = 10
+    FAILURE = 11
+    RELEASE = 12
+    CONNECTION = 13
+    TABLE = 14
+    STATE = 15
+    PROBE = 16
+    EXPOSITION = 17
+    PHASE = 18
+
+
+class Phase(IntEnum):
+    """The steps of a drain: say not ready; take no more requests; drop what is not finished."""
+
+    DRAIN = 1
+    STOP = 2
+    DROP = 3
+
+
+NUMBER = struct.Struct("<Q")
+_SUBMIT = struct.Struct("<QIId")
+_ANSWER = struct.Struct("<QIIIdd")
+
+
+@dataclass(frozen=True)
+class SubmitHeader:
+    """Rows that are to be classified.
+
+    Attributes:
+        number: the worker's, for the answer.
+        key: of the model, from the table.
+        rows: how many.
+        deadline: `time.monotonic()` seconds; the processes share that clock.
+    """
+
+    number: int
+    key: int
+    rows: int
+    deadline: float
+
+
+@dataclass(frozen=True)
+class LoadedRecord:
+    """A model that answers. `key` is never used again for another one."""
+
+    key: int
+    labels: tuple[str, ...]
+    engine: EngineInfo
+    choice: EngineChoice
+    curve: BatchCurve
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A package as the host's registry shows it. `refusal` is the encoded error for who asks for it; None if it
+    answers."""
+
+    name: str
+    version: int
+    state: str
+    reason: str | None
+    manifest: Manifest | None
+    default: bool
+    loaded: LoadedRecord | None
+    refusal: bytes | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All models. `defaults` has the name that answers a task, or the encoded error when none does."""
+
+    models: tuple[ModelRecord, ...]
+    defaults: dict[Task, str | bytes]
+
+
+@dataclass(frozen=True)
+class State:
+    """What changes from second to second. `live` has the correction of the cost and the waiting rows by model."""
+
+    unready_reason: str | None
+    hopeless_reason: str | None
+    live: dict[str, tuple[float, int]]
+
+
+def encode_submit(header: SubmitHeader) -> bytes:
+    return _SUBMIT.pack(header.number, header.key, header.rows, header.deadline)
+
+
+def decode_submit(payload: bytes) -> SubmitHeader:
+    """Raises struct.error when it is none."""
+    return SubmitHeader(*_SUBMIT.unpack(payload))
+
+
+def encode_answer(number: int, inference: Inference) -> bytes:
+    rows, classes = inference.probabilities.shape
+    times = inference.queue_s, inference.inference_s
+    head = _ANSWER.pack(number, rows, classes, inference.batch_rows, *times)
+    return head + inference.probabilities.astype(np.float32, copy=False).tobytes()
+
+
+def decode_answer(payload: bytes) -> tuple[int, Inference]:
+    number, rows, classes, batch_rows, queue_s, inference_s = _ANSWER.unpack_from(payload)
+    probabilities = np.frombuffer(payload, np.float32, rows * classes, _ANSWER.size).reshape(rows, classes)
+    return number, Inference(probabilities, queue_s, inference_s, batch_rows)
+
+
+def encode_error(error: HieraError) -> bytes:
+    record: dict[str, object] = {"error": type(error).__name__, "message": str(error), "code": error.code}
+    if isinstance(error, Overloaded):
+        record["retry_after_s"] = error.retry_after_s
+    return json.dumps(record).encode()
+
+
+def decode_error(payload: bytes) -> HieraError:
+    """The same domain exception; an unknown one becomes an `EngineError`."""
+    record = json.loads(payload)
+    kind = getattr(errors, record["error"], None)
+    if kind is Overloaded:
+        return Overloaded(record["message"], retry_after_s=record["retry_after_s"], code=record["code"])
+    if isinstance(kind, type) and issubclass(kind, HieraError):
+        error: HieraError = kind(record["message"], code=record["code"])
+        return error
+    return EngineError(record["message"])

@@ -1,0 +1,69 @@
+"""Cores are counted by affinity and by control group quota."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.engines.cpus import available_cpus, machine_id
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """An empty /proc and /sys/fs/cgroup of a machine with eight cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    cgroup.mkdir()
+    return proc, cgroup
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_control_groups_the_affinity_counts(machine: tuple[Path, Path]) -> None:
+    assert available_cpus(*machine) == 8
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)]
+)
+def test_a_version_2_quota_is_rounded_up_to_whole_cores(machine: tuple[Path, Path], quota: str, cores: int) -> None:
+    proc, cgroup = machine
+    write(proc / "self" / "cgroup", "0::/app.slice/server\n")
+    write(cgroup / "app.slice" / "server" / "cpu.max", quota + "\n")
+    assert available_cpus(proc, cgroup) == cores
+
+
+def test_the_tightest_quota_of_the_groups_above_counts(machine: tuple[Path, Path]) -> None:
+    proc, cgroup = machine
+    write(proc / "self" / "cgroup", "0::/app.slice/server\n")
+    write(cgroup / "app.slice" / "server" / "cpu.max", "400000 100000")
+    write(cgroup / "app.slice" / "cpu.max", "300000 100000")
+    assert available_cpus(proc, cgroup) == 3
+
+
+def test_a_container_whose_own_group_is_mounted_as_the_root_is_read_there(machine: tuple[Path, Path]) -> None:
+    proc, cgroup = machine
+    write(proc / "self" / "cgroup", "0::/docker/0123abcd\n")
+    write(cgroup / "cpu.max", "200000 100000")
+    assert available_cpus(proc, cgroup) == 2
+
+
+def test_a_version_1_quota_counts_and_minus_one_means_none(machine: tuple[Path, Path]) -> None:
+    proc, cgroup = machine
+    write(proc / "self" / "cgroup", "4:memory:/job\n3:cpu,cpuacct:/job\n")
+    write(cgroup / "cpu,cpuacct" / "job" / "cpu.cfs_period_us", "100000\n")
+    write(cgroup / "cpu,cpuacct" / "job" / "cpu.cfs_quota_us", "-1\n")
+    assert available_cpus(proc, cgroup) == 8
+    write(cgroup / "cpu,cpuacct" / "job" / "cpu.cfs_quota_us", "250000\n")
+    assert available_cpus(proc, cgroup) == 3
+
+
+def test_this_machine_has_a_name_and_a_core() -> None:
+    assert available_cpus() >= 1
+    assert f"x{available_cpus()}" in machine_id()

@@ -1,0 +1,156 @@
+"""The engines over real ONNX graphs, and the factory that builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from app.engines.base import Engine
+from app.engines.factory import EngineOptions, candidates, create_engine, installed_version
+from app.engines.onnxruntime import OnnxRuntimeEngine
+from app.engines.openvino import cpu_precision
+from app.errors import EngineUnavailable, PackageError
+
+MakeGraph = Callable[..., Path]
+ROW = (8, 8, 3)
+
+
+def build(name: str, graph: Path, options: EngineOptions | None = None, row_shape: tuple[int, ...] = ROW) -> Engine:
+    return create_engine(
+        name, graph, row_shape, 5, "fp32", options or EngineOptions(threads=1, precision="fp32", max_batch=8)
+    )
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (6, *ROW), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_an_engine_classifies_every_batch_size_alike(name: str, make_graph: MakeGraph, rows: np.ndarray) -> None:
+    engine = build(name, make_graph())
+    together = engine.run(rows)
+    one_by_one = np.concatenate([engine.run(rows[at : at + 1]) for at in range(len(rows))])
+    assert together.shape == (6, 5)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+    assert len({tuple(row) for row in together.round(4)}) == 6
+    engine.close()
+
+
+def test_openvino_and_onnxruntime_agree(make_graph: MakeGraph, rows: np.ndarray) -> None:
+    graph = make_graph()
+    a, b = build("onnxruntime", graph), build("openvino", graph)
+    np.testing.assert_allclose(a.run(rows), b.run(rows), atol=1e-5)
+    a.close()
+    b.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "noop"])
+def test_a_result_belongs_to_the_caller_and_survives_the_next_run(
+    name: str, make_graph: MakeGraph, rows: np.ndarray
+) -> None:
+    engine = build(name, make_graph())
+    first = engine.run(rows[:1])
+    kept = first.copy()
+    engine.run(rows[1:2])
+    np.testing.assert_array_equal(first, kept)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_read_only_rows_of_a_video_are_accepted(name: str, make_graph: MakeGraph) -> None:
+    shape = (4, *ROW)
+    engine = build(name, make_graph(row_shape=shape), row_shape=shape)
+    rows = engine.empty_rows(2)
+    rows[...] = 9
+    rows.flags.writeable = False
+    assert engine.run(rows).shape == (2, 5)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_for_rows_of_another_shape_is_refused(name: str, make_graph: MakeGraph) -> None:
+    with pytest.raises(PackageError, match="uint8 rows"):
+        build(name, make_graph(row_shape=(16, 16, 3)))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_that_takes_floats_or_has_no_probabilities_is_refused(name: str, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Softmax", ["rows"], ["scores"], axis=-1)],
+        "wrong",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", *ROW])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", *ROW])],
+    )
+    path = tmp_path / "wrong.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(PackageError):
+        build(name, path)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_graph_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(PackageError, match=r"model\.onnx"):
+        build(name, path)
+
+
+def test_openvino_keeps_its_compiled_model_in_the_cache_folder(make_graph: MakeGraph, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    build("openvino", make_graph(), EngineOptions(precision="fp32", threads=1, cache_dir=cache)).close()
+    assert list((cache / "openvino").iterdir())
+
+
+def test_openvino_computes_in_bf16_only_where_the_cpu_does(make_graph: MakeGraph) -> None:
+    engine = build("openvino", make_graph(), EngineOptions(threads=1))
+    assert engine.info.precision == cpu_precision("auto")
+    engine.close()
+
+
+def test_onnxruntime_names_the_providers_it_has_when_the_device_is_missing(make_graph: MakeGraph) -> None:
+    with pytest.raises(EngineUnavailable, match="CPUExecutionProvider"):
+        OnnxRuntimeEngine(
+            make_graph(), row_shape=ROW, classes=5, precision="fp32", threads=1, max_batch=4, device="cuda:0"
+        )
+
+
+def test_onnxruntime_refuses_a_precision_that_the_graph_does_not_have(make_graph: MakeGraph) -> None:
+    with pytest.raises(EngineUnavailable, match="hiera-export build --precision bf16"):
+        build("onnxruntime", make_graph(), EngineOptions(precision="bf16"))
+
+
+def test_the_noop_engine_answers_by_the_row_alone(make_graph: MakeGraph, rows: np.ndarray) -> None:
+    engine = build("noop", Path("there is no such file"))
+    together = engine.run(rows)
+    np.testing.assert_array_equal(together[3], engine.run(rows[3:4])[0])
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-6)
+    assert engine.info.name == "noop"
+    assert "NO MODEL IS RUN" in engine.info.detail
+
+
+def test_auto_expects_openvino_to_be_the_fastest() -> None:
+    assert candidates(EngineOptions()) == ["openvino", "onnxruntime"]
+    assert candidates(EngineOptions(name="onnxruntime")) == ["onnxruntime"]
+    assert candidates(EngineOptions(device="cuda:0")) == ["onnxruntime"]
+    assert candidates(EngineOptions(name="noop")) == ["noop"]
+
+
+def test_an_engine_of_a_later_release_is_refused_in_plain_words() -> None:
+    with pytest.raises(EngineUnavailable, match="no engine named tensorrt"):
+        candidates(EngineOptions(name="tensorrt"))
+    with pytest.raises(EngineUnavailable, match="no engine named tensorrt"):
+        create_engine("tensorrt", Path("x"), ROW, 5, "fp32", EngineOptions())
+
+
+def test_the_installed_versions_are_known() -> None:
+    assert installed_version("openvino")[0].isdigit()
+    assert installed_version("onnxruntime")[0].isdigit()
+    assert installed_version("noop") == ""

@@ -1,0 +1,121 @@
+"""Who is let in: bounds on rows and bytes, predicted waits, and room that is given back once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from serving_fakes import Clock
+
+from app.errors import Overloaded
+from app.serving.admission import Admission, InFlight, Lane
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def rejections() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def admission(clock: Clock, rejections: list[tuple[str, str]]) -> Admission:
+    return Admission(
+        max_rows=10, max_bytes=1000, on_reject=lambda model, reason: rejections.append((model, reason)), clock=clock
+    )
+
+
+SLOW = Lane("slow", "cpu", lambda rows: rows * 1.0)
+FAST = Lane("fast", "cpu", lambda rows: rows * 0.1)
+ELSEWHERE = Lane("elsewhere", "cuda:0", lambda rows: rows * 0.1)
+
+
+def test_rows_in_flight_are_bounded_and_the_refusal_says_when_there_is_room(
+    admission: Admission, rejections: list[tuple[str, str]]
+) -> None:
+    admission.admit(SLOW, rows=9, nbytes=0, deadline=9999)
+    admission.admit(SLOW, rows=1, nbytes=0, deadline=9999)
+    with pytest.raises(Overloaded) as refusal:
+        admission.admit(SLOW, rows=3, nbytes=0, deadline=9999)
+    assert refusal.value.retry_after_s == 3.0
+    assert rejections == [("slow", "queue_rows")]
+
+
+def test_bytes_in_flight_are_bounded(admission: Admission, rejections: list[tuple[str, str]]) -> None:
+    admission.admit(SLOW, rows=2, nbytes=900, deadline=9999)
+    with pytest.raises(Overloaded) as refusal:
+        admission.admit(SLOW, rows=1, nbytes=101, deadline=9999)
+    assert refusal.value.retry_after_s == 2.0
+    assert rejections == [("slow", "queue_bytes")]
+
+
+def test_a_wait_that_ends_after_the_deadline_is_refused_before_decoding(
+    admission: Admission, clock: Clock, rejections: list[tuple[str, str]]
+) -> None:
+    admission.admit(SLOW, rows=4, nbytes=0, deadline=9999)
+    admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 5.0)
+    with pytest.raises(Overloaded) as refusal:
+        admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 5.0)
+    assert refusal.value.retry_after_s == pytest.approx(1.0)
+    assert rejections == [("slow", "deadline")]
+
+
+def test_models_on_one_device_wait_for_each_other_and_not_for_another_device(
+    admission: Admission, clock: Clock
+) -> None:
+    admission.admit(SLOW, rows=4, nbytes=0, deadline=9999)
+    with pytest.raises(Overloaded):
+        admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 1.0)
+    admission.admit(ELSEWHERE, rows=1, nbytes=0, deadline=clock.now + 1.0)
+    assert admission.predicted_wait_s("cpu") == pytest.approx(4.0)
+
+
+def test_the_wait_for_a_media_worker_counts_too(admission: Admission, clock: Clock) -> None:
+    admission.admit(FAST, rows=1, nbytes=0, deadline=9999)
+    with pytest.raises(Overloaded):
+        admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 2.0, decode_s=3.0)
+
+
+def test_a_request_alone_is_tried_whatever_is_predicted(admission: Admission, clock: Clock) -> None:
+    admission.admit(SLOW, rows=50, nbytes=5000, deadline=clock.now + 0.001).release()
+    assert admission.in_flight == InFlight(0, 0)
+
+
+def test_a_request_that_grows_is_bounded_and_keeps_what_it_had(admission: Admission) -> None:
+    reservation = admission.admit(FAST, rows=1, nbytes=10, deadline=9999)
+    reservation.grow(rows=5, nbytes=90)
+    with pytest.raises(Overloaded):
+        reservation.grow(rows=5)
+    assert admission.in_flight == InFlight(6, 100)
+    reservation.release()
+    assert admission.in_flight == InFlight(0, 0)
+
+
+def test_what_is_released_stays_released(admission: Admission) -> None:
+    first = admission.admit(FAST, rows=3, nbytes=30, deadline=9999)
+    admission.admit(FAST, rows=2, nbytes=20, deadline=9999)
+    for _ in range(3):
+        first.release()
+        first.grow(rows=1, nbytes=1)
+    assert admission.in_flight == InFlight(2, 20)
+
+
+def test_many_threads_leave_nothing_behind(admission: Admission) -> None:
+    def come_and_go() -> None:
+        for _ in range(300):
+            try:
+                reservation = admission.admit(FAST, rows=2, nbytes=7, deadline=9999)
+            except Overloaded:
+                continue
+            reservation.release()
+            reservation.release()
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert admission.in_flight == InFlight(0, 0)

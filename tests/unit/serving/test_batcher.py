@@ -1,0 +1,242 @@
+"""The queue: order, cutting, dropping, and that every submission is settled and released exactly once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from serving_fakes import PATIENCE_S, Clock, Listener, deliver_here, marks_of, probabilities_of, rows_of
+
+from app.errors import DeadlineExceeded, EngineError, Overloaded, Unavailable
+from app.serving.batcher import Batcher
+from app.serving.submission import Slice
+
+LATER = 2000.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def batcher(clock: Clock) -> Batcher:
+    return Batcher(max_rows=16, deliver=deliver_here, predict_s=lambda rows: rows * 0.5, clock=clock)
+
+
+def take(batcher: Batcher, limit: int = 8) -> list[Slice]:
+    taken: list[list[Slice] | None] = []
+    engine = threading.Thread(target=lambda: taken.append(batcher.take(lambda: limit)), daemon=True)
+    engine.start()
+    engine.join(PATIENCE_S)
+    assert taken, "the queue gave nothing"
+    assert taken[0] is not None
+    return taken[0]
+
+
+def marks(slices: list[Slice]) -> list[int]:
+    return [mark for part in slices for mark in marks_of(part.rows())]
+
+
+def finish(batcher: Batcher, slices: list[Slice], batch_rows: int = 1) -> None:
+    batcher.finish(slices, probabilities_of(marks(slices)), began=1001.0, batch_rows=batch_rows)
+
+
+def test_rows_leave_in_order_of_deadline_and_first_come_first_served_among_equals(batcher: Batcher) -> None:
+    for mark, deadline in [(1, 1030.0), (2, 1010.0), (3, 1020.0), (4, 1010.0)]:
+        batcher.submit(rows_of(mark), deadline, Listener())
+    assert marks(take(batcher)) == [2, 4, 3, 1]
+
+
+def test_an_idle_engine_takes_one_row_at_once(batcher: Batcher) -> None:
+    batcher.submit(rows_of(5), LATER, Listener())
+    assert marks(take(batcher, limit=8)) == [5]
+
+
+def test_what_arrives_while_an_engine_is_busy_leaves_in_one_batch(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1), LATER, Listener())
+    first = take(batcher)
+    for mark in (2, 3, 4):
+        batcher.submit(rows_of(mark), LATER, Listener())
+    finish(batcher, first)
+    assert marks(take(batcher)) == [2, 3, 4]
+
+
+def test_a_waiting_engine_is_woken_by_a_submission(batcher: Batcher) -> None:
+    taken: list[list[Slice] | None] = []
+    engine = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 4)))
+    engine.start()
+    batcher.submit(rows_of(3), LATER, Listener())
+    engine.join(PATIENCE_S)
+    assert taken
+    assert taken[0] is not None
+    assert marks(taken[0]) == [3]
+
+
+def test_a_request_larger_than_a_batch_is_cut_and_answered_whole(batcher: Batcher, clock: Clock) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(0, 1, 2, 3, 4), LATER, listener)
+    parts = [take(batcher, limit=2) for _ in range(3)]
+    assert [marks(part) for part in parts] == [[0, 1], [2, 3], [4]]
+    clock.now = 1003.0
+    finish(batcher, parts[2])
+    finish(batcher, parts[0], batch_rows=2)
+    assert not listener.outcomes
+    finish(batcher, parts[1])
+    inference = listener.inference()
+    assert [int(best) for best in inference.probabilities.argmax(axis=1)] == [0, 1, 2, 3, 4]
+    assert (inference.queue_s, inference.inference_s, inference.batch_rows) == (1.0, 2.0, 2)
+    assert listener.releases == 1
+
+
+def test_rows_of_several_requests_share_a_batch_and_the_rest_of_the_last_one_waits(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1, 2), 1010.0, Listener())
+    batcher.submit(rows_of(3, 4, 5), 1020.0, Listener())
+    assert marks(take(batcher, limit=4)) == [1, 2, 3, 4]
+    assert batcher.pending_rows == 1
+    assert marks(take(batcher, limit=4)) == [5]
+
+
+def test_expired_rows_are_dropped_when_a_batch_closes(batcher: Batcher, clock: Clock) -> None:
+    late = Listener()
+    batcher.submit(rows_of(1), 1005.0, late)
+    batcher.submit(rows_of(2), LATER, Listener())
+    clock.now = 1005.0
+    assert marks(take(batcher)) == [2]
+    assert isinstance(late.error(), DeadlineExceeded)
+    assert late.releases == 1
+
+
+def test_the_rest_of_a_cut_request_that_expires_is_dropped_and_freed_after_its_running_part(
+    batcher: Batcher, clock: Clock
+) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(1, 2), 1005.0, listener)
+    running = take(batcher, limit=1)
+    batcher.submit(rows_of(3), LATER, Listener())
+    clock.now = 1006.0
+    assert marks(take(batcher)) == [3]
+    assert isinstance(listener.error(), DeadlineExceeded)
+    assert listener.releases == 0
+    finish(batcher, running)
+    assert listener.releases == 1
+    listener.error()
+
+
+def test_a_cancelled_request_leaves_at_once_and_its_neighbours_stay(batcher: Batcher) -> None:
+    gone, stays = Listener(), Listener()
+    submission = batcher.submit(rows_of(1), LATER, gone)
+    batcher.submit(rows_of(2), LATER, stays)
+    assert batcher.cancel(submission) is True
+    assert batcher.pending_rows == 1
+    batch = take(batcher)
+    assert marks(batch) == [2]
+    finish(batcher, batch)
+    stays.inference()
+    assert (gone.outcomes, gone.releases) == ([], 0)
+
+
+def test_a_request_cancelled_in_its_batch_is_freed_after_it_and_does_not_hang_its_batch_mates(batcher: Batcher) -> None:
+    gone, stays = Listener(), Listener()
+    submission = batcher.submit(rows_of(1), LATER, gone)
+    batcher.submit(rows_of(2), LATER, stays)
+    batch = take(batcher)
+    assert batcher.cancel(submission) is False
+    assert gone.releases == 0
+    finish(batcher, batch)
+    assert stays.inference().probabilities.argmax() == 2
+    assert (gone.outcomes, gone.releases) == ([], 1)
+    assert batcher.cancel(submission) is False
+
+
+def test_an_error_settles_every_request_of_the_batch_once(batcher: Batcher) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(1, 2, 3), LATER, listener)
+    first, second = take(batcher, limit=1), take(batcher, limit=1)
+    batcher.finish(first, EngineError("broken"), began=1000.0, batch_rows=1)
+    assert batcher.pending_rows == 0
+    batcher.finish(second, EngineError("broken again"), began=1000.0, batch_rows=1)
+    assert str(listener.error()) == "broken"
+    assert listener.releases == 1
+
+
+def test_rows_of_a_stuck_engine_are_settled_now_and_freed_when_it_returns(batcher: Batcher) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(1), LATER, listener)
+    batch = take(batcher)
+    batcher.fail(batch, EngineError("stuck"))
+    assert str(listener.error()) == "stuck"
+    assert listener.releases == 0
+    finish(batcher, batch)
+    listener.error()
+    assert listener.releases == 1
+
+
+def test_the_depth_is_told_at_every_change_and_ends_at_zero(clock: Clock) -> None:
+    depths: list[int] = []
+    batcher = Batcher(max_rows=16, deliver=deliver_here, predict_s=float, on_depth=depths.append, clock=clock)
+    gone = batcher.submit(rows_of(1, 2), LATER, Listener())
+    batcher.submit(rows_of(3), 1010.0, Listener())
+    batcher.submit(rows_of(4, 5, 6), LATER, Listener())
+    batcher.cancel(gone)
+    clock.now = 1010.0
+    take(batcher, limit=2)
+    batcher.close()
+    assert depths == [2, 3, 6, 4, 3, 1, 0]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> None:
+    batcher.submit(rows_of(*range(15)), LATER, Listener())
+    with pytest.raises(Overloaded) as refusal:
+        batcher.submit(rows_of(1, 2), LATER, Listener())
+    assert refusal.value.retry_after_s == 7.5
+    batcher.submit(rows_of(1), LATER, Listener())
+
+
+def test_closing_settles_what_waits_and_lets_what_runs_finish(batcher: Batcher) -> None:
+    running, waiting = Listener(), Listener()
+    batcher.submit(rows_of(1), 1010.0, running)
+    batch = take(batcher, limit=1)
+    batcher.submit(rows_of(2), 1010.0, waiting)
+    batcher.close()
+    assert isinstance(waiting.error(), Unavailable)
+    assert waiting.releases == 1
+    finish(batcher, batch)
+    running.inference()
+    assert batcher.take(lambda: 8) is None
+    with pytest.raises(Unavailable):
+        batcher.submit(rows_of(3), LATER, Listener())
+
+
+def test_a_stopping_engine_leaves_the_queue_to_the_others(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1), LATER, Listener())
+    assert batcher.take(lambda: 8, stopping=lambda: True) is None
+    assert marks(take(batcher)) == [1]
+
+
+def test_a_delay_counts_from_the_oldest_row_and_a_full_batch_does_not_wait(clock: Clock) -> None:
+    batcher = Batcher(max_rows=16, deliver=deliver_here, predict_s=float, max_delay_s=5.0, clock=clock)
+    batcher.submit(rows_of(1), 1900.0, Listener())
+    clock.now = 1003.0
+    batcher.submit(rows_of(2), 1800.0, Listener())
+    clock.now = 1005.0
+    assert marks(take(batcher)) == [2, 1]
+    batcher.submit(rows_of(3, 4), LATER, Listener())
+    assert marks(take(batcher, limit=2)) == [3, 4]
+
+
+def test_a_prefetching_engine_that_still_runs_closes_only_full_batches(batcher: Batcher) -> None:
+    busy = True
+    taken: list[list[Slice] | None] = []
+    batcher.submit(rows_of(1), LATER, Listener())
+    ahead = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 3, hold=lambda: busy)))
+    ahead.start()
+    batcher.submit(rows_of(2), LATER, Listener())
+    assert not taken
+    batcher.submit(rows_of(3), LATER, Listener())
+    ahead.join(PATIENCE_S)
+    assert taken[0] is not None
+    assert marks(taken[0]) == [1, 2, 3]
+    batcher.submit(rows_of(4), LATER, Listener())
+    busy = False
+    assert marks(take(batcher)) == [4]

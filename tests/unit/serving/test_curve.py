@@ -1,0 +1,118 @@
+"""The measured cost of batches: how far the ladder is climbed, which size is worth having, what is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from serving_fakes import Clock, FakeEngine
+
+from app.engines.base import Probabilities, Rows
+from app.errors import EngineOutOfMemory
+from app.serving.curve import BatchCurve, CostModel, ladder, measure_curve, warm_up
+
+
+class TimedEngine(FakeEngine):
+    """Moves the clock by what a batch of its size is said to cost."""
+
+    def __init__(self, clock: Clock, cost: Callable[[int], float], max_batch: int = 64) -> None:
+        super().__init__(max_batch=max_batch)
+        self.clock = clock
+        self.cost = cost
+        self.sizes: list[int] = []
+
+    def run(self, rows: Rows) -> Probabilities:
+        self.sizes.append(len(rows))
+        self.clock.now += self.cost(len(rows))
+        return super().run(rows)
+
+
+def measure(cost: Callable[[int], float], max_batch: int = 64, budget_s: float = 1000.0) -> BatchCurve:
+    clock = Clock()
+    return measure_curve(TimedEngine(clock, cost, max_batch), budget_s=budget_s, clock=clock)
+
+
+def test_the_ladder_doubles_and_ends_at_the_largest_batch() -> None:
+    assert ladder(1) == [1]
+    assert ladder(8) == [1, 2, 4, 8]
+    assert ladder(12) == [1, 2, 4, 8, 12]
+
+
+def test_where_batching_gains_nothing_one_row_is_a_batch() -> None:
+    curve = measure(lambda rows: 0.03 * rows)
+    assert curve.useful_rows == 1
+    assert curve.rows == (1, 2, 4)  # two sizes that gain nothing end the climb
+
+
+def test_where_batches_cost_no_more_the_largest_is_worth_having() -> None:
+    curve = measure(lambda rows: 0.01)
+    assert curve.rows == (1, 2, 4, 8, 16, 32, 64)
+    assert curve.useful_rows == 64
+    assert curve.seconds[0] == pytest.approx(0.01)
+
+
+def test_the_smallest_size_within_five_per_cent_of_the_best_is_chosen() -> None:
+    seconds = {1: 1.0, 2: 1.0, 4: 4 / 3.9, 8: 8 / 4.0}
+    curve = BatchCurve(tuple(seconds), tuple(seconds.values()))
+    assert curve.useful_rows == 4
+
+
+def test_one_slow_size_does_not_end_the_climb() -> None:
+    slow_at_two = {1: 0.010, 2: 0.030, 4: 0.016, 8: 0.020}
+    assert measure(lambda rows: slow_at_two[rows], max_batch=8).useful_rows == 8
+
+
+def test_a_size_that_would_not_fit_the_budget_is_not_tried() -> None:
+    curve = measure(lambda rows: 1.0 if rows == 1 else 0.9 * rows, budget_s=8.0)
+    assert curve.rows == (1,)
+
+
+def test_a_device_without_room_ends_the_climb() -> None:
+    def cost(rows: int) -> float:
+        if rows > 4:
+            raise EngineOutOfMemory("no room")
+        return 0.01
+
+    assert measure(cost).rows == (1, 2, 4)
+
+
+def test_the_fastest_of_several_runs_counts() -> None:
+    clock = Clock()
+    disturbed = iter([9.0, 0.5, 0.02, 0.4] + [0.3] * 100)
+    engine = TimedEngine(clock, lambda rows: next(disturbed), max_batch=1)
+    assert measure_curve(engine, budget_s=100, clock=clock).seconds[0] == pytest.approx(0.02)
+
+
+def test_warming_up_runs_the_sizes_that_will_be_used_and_no_others() -> None:
+    engine = FakeEngine()
+    warm_up(engine, BatchCurve((1, 2, 4, 8), (1.0, 1.0, 1.0, 2.0)))
+    assert [len(batch) for batch in engine.batches] == [1, 2, 4]
+
+
+def test_waiting_time_is_predicted_from_full_batches_and_the_rest() -> None:
+    curve = BatchCurve((1, 2, 4), (0.010, 0.012, 0.016))
+    assert curve.useful_rows == 4
+    assert curve.batch_s(3) == pytest.approx(0.014)
+    assert curve.predict_s(0) == 0
+    assert curve.predict_s(9) == pytest.approx(2 * 0.016 + 0.010)
+    assert curve.batch_s(8) == pytest.approx(0.032)
+
+
+def test_what_is_observed_corrects_the_prediction_slowly_and_within_bounds() -> None:
+    cost = CostModel(BatchCurve((1,), (0.01,)))
+    for _ in range(500):
+        cost.observe(1, 0.03)
+    assert cost.predict_s(10) == pytest.approx(0.3, rel=0.01)
+    cost.observe(1, 3600.0)
+    assert cost.predict_s(1) < 0.04
+    for _ in range(500):
+        cost.observe(1, 0.01)
+    assert cost.predict_s(1) == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"), [((2,), (1.0,)), ((1, 1), (1.0, 1.0)), ((1,), ()), ((1,), (0.0,)), ((), ())]
+)
+def test_a_curve_that_makes_no_sense_is_refused(rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="batch"):
+        BatchCurve(rows, seconds)

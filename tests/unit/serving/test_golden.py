@@ -1,0 +1,149 @@
+"""The gate before service, with real ONNX Runtime and OpenVINO engines and with wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_fakes import FakeEngine, probabilities_of, rows_of
+
+from app.engines.base import Engine, Probabilities, Rows
+from app.engines.factory import EngineOptions, create_engine
+from app.errors import EngineError, PackageError
+from app.repository.store import Golden
+from app.serving.golden import TOLERANCES, check_golden, compare
+
+MakeGraph = Callable[..., Path]
+
+
+def golden_of(marks: list[int]) -> Golden:
+    return Golden(rows_of(*marks), probabilities_of(marks))
+
+
+def test_an_engine_that_agrees_passes_and_the_distances_are_reported() -> None:
+    engine = FakeEngine(max_batch=2)
+    report = check_golden(engine, golden_of([0, 1, 2, 3, 4]), "fp32")
+    assert (report.max_abs_probability, report.max_log_ratio, report.top1_agreement) == (0.0, 0.0, 1.0)
+    assert engine.batches == [[0], [0, 1], [2, 3], [4]]
+
+
+def test_an_engine_for_single_rows_is_given_single_rows() -> None:
+    engine = FakeEngine(max_batch=1)
+    check_golden(engine, golden_of([0, 1, 2]), "fp32")
+    assert engine.batches == [[0], [1], [2]]
+
+
+def test_a_graph_with_other_weights_is_refused_with_the_figures(make_graph: MakeGraph) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    reference = create_engine("onnxruntime", make_graph(seed=0), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+    golden = Golden(rows, reference.run(rows))
+    check_golden(reference, golden, "fp32")
+    for name in ("onnxruntime", "openvino"):
+        other = create_engine(name, make_graph(seed=1), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+        with pytest.raises(PackageError, match="disagrees with the reference"):
+            check_golden(other, golden, "fp32")
+        other.close()
+    reference.close()
+
+
+class SwappedChannels:
+    """The engine that reads BGR: the classic mistake."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.info, self.row_shape, self.classes, self.max_batch = (
+            inner.info,
+            inner.row_shape,
+            inner.classes,
+            inner.max_batch,
+        )
+        self.inner = inner
+
+    def empty_rows(self, n: int) -> Rows:
+        return self.inner.empty_rows(n)
+
+    def run(self, rows: Rows) -> Probabilities:
+        return self.inner.run(np.ascontiguousarray(rows[..., ::-1]))
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_swapped_colour_channels_are_noticed(make_graph: MakeGraph) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    engine = create_engine("onnxruntime", make_graph(), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+    golden = Golden(rows, engine.run(rows))
+    with pytest.raises(PackageError):
+        check_golden(SwappedChannels(engine), golden, "fp32")
+    engine.close()
+
+
+def test_an_engine_that_gives_nan_is_refused() -> None:
+    class Nan(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            return np.full((len(rows), self.classes), np.nan, np.float32)
+
+    with pytest.raises(EngineError, match="no probability distribution"):
+        check_golden(Nan(), golden_of([1]), "fp32")
+
+
+def softmax(logits: np.ndarray) -> Probabilities:
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Probabilities = (exps / exps.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def nearly_uniform(seed: int) -> Probabilities:
+    """What an untrained model says: every class within a thousandth of the others."""
+    return softmax(np.random.default_rng(seed).normal(size=(3, 1000)) * 1e-3)
+
+
+def test_an_untrained_model_with_other_weights_is_noticed_though_all_its_probabilities_are_close() -> None:
+    report = compare(nearly_uniform(0), nearly_uniform(1), TOLERANCES["bf16"])
+    assert report.max_abs_probability < TOLERANCES["fp32"].probability
+    assert report.max_log_ratio > TOLERANCES["bf16"].log_ratio
+
+
+class Fixed(FakeEngine):
+    """Gives what it was told to."""
+
+    def __init__(self, probabilities: Probabilities) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+        self.classes = probabilities.shape[1]
+
+    def run(self, rows: Rows) -> Probabilities:
+        return self.probabilities[: len(rows)].copy()
+
+
+def test_the_gate_refuses_an_untrained_model_with_other_weights() -> None:
+    golden = Golden(rows_of(0, 1, 2), nearly_uniform(0))
+    check_golden(Fixed(nearly_uniform(0)), golden, "fp32")
+    wrong = nearly_uniform(1)
+    wrong[np.arange(3), golden.probabilities.argmax(axis=1)] += np.float32(0.0005)  # even with the same top classes
+    with pytest.raises(PackageError, match="top-1 agreement 100%"):
+        check_golden(Fixed(wrong), golden, "fp32")
+
+
+def test_a_negative_probability_is_refused_even_where_the_rest_makes_up_for_it() -> None:
+    with pytest.raises(EngineError, match="no probability distribution"):
+        check_golden(Fixed(np.array([[0.7, 0.4, -0.1]], np.float32)), golden_of([0]), "fp32")
+
+
+def test_rounding_to_bf16_is_within_its_tolerance_and_not_within_that_of_fp32() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 1000)) * 3
+    rounded = logits * (1 + rng.normal(size=logits.shape) * 0.02)
+    report = compare(softmax(rounded), softmax(logits), TOLERANCES["bf16"])
+    assert report.max_log_ratio < TOLERANCES["bf16"].log_ratio
+    assert report.max_log_ratio > TOLERANCES["fp32"].log_ratio
+
+
+def test_another_top_class_is_allowed_only_where_the_reference_hardly_prefers_its_own() -> None:
+    expected = np.array([[0.5, 0.3, 0.2]], np.float32)
+    swapped = np.array([[0.3, 0.5, 0.2]], np.float32)
+    assert compare(swapped, expected, TOLERANCES["fp32"]).top1_agreement == 0.0
+    tie = np.array([[0.40001, 0.4, 0.2]], np.float32)
+    swapped_tie = np.array([[0.4, 0.40001, 0.2]], np.float32)
+    assert compare(swapped_tie, tie, TOLERANCES["fp32"]).top1_agreement == 1.0

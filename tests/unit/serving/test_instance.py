@@ -1,0 +1,342 @@
+"""An engine's thread: batches, halves, ceilings, death. The batcher and the thread are real, the engine is steered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from serving_fakes import (
+    PATIENCE_S,
+    FakeEngine,
+    Gate,
+    Listener,
+    classes_of,
+    deliver_here,
+    flat_curve,
+    probabilities_of,
+    rows_of,
+)
+
+from app.engines.base import Engine, Probabilities, Rows
+from app.errors import EngineError, EngineOutOfMemory, PackageError
+from app.serving.batcher import Batcher
+from app.serving.curve import CostModel
+from app.serving.instance import Instance
+from app.serving.observer import SilentObserver
+
+FAR = math.inf
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    batcher = Batcher(max_rows=1000, deliver=deliver_here, predict_s=lambda rows: 0.0)
+    yield batcher
+    batcher.close()
+
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start(batcher: Batcher) -> Iterator[Start]:
+    started: list[Instance] = []
+
+    def start(engine: Engine, *, useful: int = 8, prove: Callable[[Engine], object] = lambda engine: None) -> Instance:
+        instance = Instance("model", engine, batcher, CostModel(flat_curve(useful)), SilentObserver(), prove=prove)
+        instance.start()
+        started.append(instance)
+        return instance
+
+    yield start
+    for instance in started:
+        instance.stop()
+    for instance in started:
+        assert instance.join(PATIENCE_S)
+
+
+def submit(batcher: Batcher, *marks: int) -> Listener:
+    listener = Listener()
+    batcher.submit(rows_of(*marks), FAR, listener)
+    return listener
+
+
+def fill_behind_gate(batcher: Batcher, gate: Gate, *marks: int) -> list[Listener]:
+    """Stop the engine in a run of its own, then queue one request for each mark, so that they form one batch."""
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    listeners = [submit(batcher, mark) for mark in marks]
+    gate.open()
+    first.settled.wait(PATIENCE_S)
+    return listeners
+
+
+def test_one_request_alone_runs_at_once(batcher: Batcher, start: Start) -> None:
+    engine = FakeEngine()
+    start(engine)
+    listener = submit(batcher, 3)
+    inference = listener.inference()
+    assert classes_of(inference) == [3]
+    assert (engine.batches, inference.batch_rows) == ([[3]], 1)
+
+
+def test_the_next_batch_fills_while_one_runs(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+    start(engine)
+    listeners = fill_behind_gate(batcher, gate, 1, 2, 3, 4, 5)
+    assert [classes_of(each.inference()) for each in listeners] == [[1], [2], [3], [4], [5]]
+    assert engine.batches == [[100], [1, 2, 3, 4, 5]]
+    assert listeners[0].inference().batch_rows == 5
+
+
+def test_no_batch_is_larger_than_the_useful_size(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+    start(engine, useful=2)
+    for listener in fill_behind_gate(batcher, gate, 1, 2, 3):
+        listener.inference()
+    assert engine.batches == [[100], [1, 2], [3]]
+
+
+def poison(*bad: int) -> Callable[[list[int]], None]:
+    def run(marks: list[int]) -> None:
+        if set(marks) & set(bad):
+            raise EngineError("a row that cannot be digested")
+
+    return run
+
+
+def gated(gate: Gate, then: Callable[[list[int]], None]) -> Callable[[list[int]], None]:
+    def run(marks: list[int]) -> None:
+        gate(marks)
+        then(marks)
+
+    return run
+
+
+def test_only_the_row_to_blame_fails(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gated(gate, poison(4)))
+    start(engine)
+    listeners = fill_behind_gate(batcher, gate, 0, 1, 2, 3, 4, 5, 6)
+    for mark, listener in enumerate(listeners):
+        if mark == 4:
+            assert isinstance(listener.error(), EngineError)
+        else:
+            assert classes_of(listener.inference()) == [mark]
+    assert len(engine.batches) <= 2 + 2 * 3  # the gate's, the batch, and two runs a level
+
+
+def test_a_view_that_cannot_be_digested_fails_its_request_and_not_the_neighbours(
+    batcher: Batcher, start: Start
+) -> None:
+    gate = Gate()
+    start(FakeEngine(gated(gate, poison(12))))
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    neighbour, poisoned, other = submit(batcher, 1), submit(batcher, 10, 11, 12), submit(batcher, 2, 3)
+    gate.open()
+    assert classes_of(neighbour.inference()) == [1]
+    assert isinstance(poisoned.error(), EngineError)
+    assert classes_of(other.inference()) == [2, 3]
+    first.inference()
+    assert poisoned.released.wait(PATIENCE_S)
+    assert poisoned.releases == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 3.0])
+def test_what_is_no_probability_is_a_failure_and_not_an_answer(batcher: Batcher, start: Start, value: float) -> None:
+    class Wrong(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            probabilities = super().run(rows)
+            probabilities[0, 0] = value
+            return probabilities
+
+    start(Wrong())
+    assert "no probability distribution" in str(submit(batcher, 1).error())
+
+
+def test_the_wrong_number_of_rows_is_a_failure(batcher: Batcher, start: Start) -> None:
+    class Short(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            return probabilities_of([1, 2])
+
+    start(Short())
+    assert isinstance(submit(batcher, 1).error(), EngineError)
+
+
+def test_an_unexpected_exception_of_an_engine_is_an_engine_error(batcher: Batcher, start: Start) -> None:
+    def run(marks: list[int]) -> None:
+        raise KeyError("inside of some library")
+
+    start(FakeEngine(run))
+    assert isinstance(submit(batcher, 1).error(), EngineError)
+
+
+def test_an_engine_out_of_memory_lowers_the_ceiling_and_lives_on(batcher: Batcher, start: Start) -> None:
+    def run(marks: list[int]) -> None:
+        if len(marks) > 2:
+            raise EngineOutOfMemory("no room")
+
+    gate = Gate()
+    engine = FakeEngine(gated(gate, run))
+    instance = start(engine)
+    listeners = fill_behind_gate(batcher, gate, 0, 1, 2, 3, 4, 5, 6)
+    assert [classes_of(each.inference())[0] for each in listeners] == list(range(7))
+    assert instance.max_batch <= 2
+    seen = len(engine.batches)
+    assert classes_of(submit(batcher, 1, 2, 3, 4, 5).inference()) == [1, 2, 3, 4, 5]
+    assert max(len(batch) for batch in engine.batches[seen:]) <= 2
+
+
+def test_a_single_row_that_has_no_room_fails(batcher: Batcher, start: Start) -> None:
+    def run(marks: list[int]) -> None:
+        raise EngineOutOfMemory("no room at all")
+
+    instance = start(FakeEngine(run))
+    assert isinstance(submit(batcher, 1).error(), EngineOutOfMemory)
+    assert instance.max_batch == 1
+
+
+def test_a_retry_leaves_out_what_nobody_waits_for_any_more(batcher: Batcher, start: Start) -> None:
+    gate, failing = Gate(), Gate()
+
+    def run(marks: list[int]) -> None:
+        gate(marks)
+        if len(marks) == 4:
+            failing(marks)
+            raise EngineError("once")
+
+    engine = FakeEngine(run)
+    start(engine)
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    listeners = [Listener() for _ in range(4)]
+    submissions = [batcher.submit(rows_of(mark), FAR, each) for mark, each in enumerate(listeners)]
+    gate.open()
+    failing.wait_entered()
+    assert [batcher.cancel(each) for each in submissions[2:]] == [False, False]
+    failing.open()
+    assert [classes_of(each.inference()) for each in listeners[:2]] == [[0], [1]]
+    assert all(each.released.wait(PATIENCE_S) for each in listeners)
+    assert engine.batches == [[100], [0, 1, 2, 3], [0, 1]]
+    first.inference()
+
+
+def test_an_engine_that_answers_nothing_right_any_more_ends_and_says_why(batcher: Batcher, start: Start) -> None:
+    def prove(engine: Engine) -> None:
+        raise PackageError("disagrees with the golden sample")
+
+    engine = FakeEngine(poison(1))
+    instance = start(engine, prove=prove)
+    for _ in range(3):
+        submit(batcher, 1).error()
+    assert instance.join(PATIENCE_S)
+    assert engine.closed.is_set()
+    assert "golden" in (instance.failure or "")
+
+
+def test_an_engine_that_still_proves_itself_outlives_bad_rows(batcher: Batcher, start: Start) -> None:
+    instance = start(FakeEngine(poison(1)))
+    for _ in range(7):
+        submit(batcher, 1).error()
+    assert classes_of(submit(batcher, 2).inference()) == [2]
+    assert instance.failure is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_death_of_a_thread_settles_what_it_held(batcher: Batcher, start: Start) -> None:
+    def run(marks: list[int]) -> None:
+        raise SystemExit
+
+    instance = start(FakeEngine(run))
+    listener = submit(batcher, 1)
+    assert isinstance(listener.error(), EngineError)
+    assert instance.join(PATIENCE_S)
+    assert (instance.alive, listener.releases) == (False, 1)
+    assert "SystemExit" in (instance.failure or "")
+
+
+def test_a_stopped_instance_finishes_its_batch_and_closes_its_engine(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+    instance = start(engine)
+    running = submit(batcher, 1)
+    gate.wait_entered()
+    waiting = submit(batcher, 2)
+    instance.stop()
+    gate.open()
+    assert classes_of(running.inference()) == [1]
+    assert instance.join(PATIENCE_S)
+    assert engine.closed.is_set()
+    assert not waiting.outcomes
+    start(FakeEngine())
+    assert classes_of(waiting.inference()) == [2]
+
+
+def test_what_it_is_doing_can_be_seen(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    instance = start(FakeEngine(gate))
+    seen = [instance.busy]
+    listener = submit(batcher, 1, 2)
+    gate.wait_entered()
+    seen.append(instance.busy)
+    gate.open()
+    listener.inference()
+    instance.stop()
+    assert instance.join(PATIENCE_S)
+    seen.append(instance.busy)
+    assert [busy.rows if busy else 0 for busy in seen] == [0, 2, 0]
+    assert instance.completed_batches == 1
+
+
+def test_an_engine_on_a_device_has_its_next_batch_gathered_while_it_runs(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate, device="cuda:0")
+    start(engine, useful=2)
+    first = submit(batcher, 1)
+    gate.wait_entered()
+    rest = [submit(batcher, mark) for mark in (2, 3, 4, 5, 6)]
+    gate.open()
+    assert [classes_of(each.inference())[0] for each in [first, *rest]] == [1, 2, 3, 4, 5, 6]
+    assert sorted(mark for batch in engine.batches for mark in batch) == [1, 2, 3, 4, 5, 6]
+    assert all(len(batch) <= 2 for batch in engine.batches)
+
+
+def test_rows_gathered_ahead_are_settled_when_the_engine_dies(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+
+    def die(marks: list[int]) -> None:
+        gate(marks)
+        raise SystemExit
+
+    instance = start(FakeEngine(die, device="cuda:0"), useful=1)
+    first = submit(batcher, 1)
+    gate.wait_entered()
+    second = submit(batcher, 2)
+    gate.open()
+    assert isinstance(first.error(), EngineError)
+    assert instance.join(PATIENCE_S)
+    if not second.outcomes:  # it may not have been gathered yet; then it still waits for another engine
+        start(FakeEngine())
+        second.inference()
+    assert second.released.wait(PATIENCE_S)
+    assert second.releases == 1
+
+
+def test_gathered_rows_are_a_copy_so_that_shared_memory_is_free_at_once(batcher: Batcher, start: Start) -> None:
+    kept: list[Rows] = []
+
+    class Keeper(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            kept.append(rows)
+            return super().run(rows)
+
+    start(Keeper())
+    rows = rows_of(1, 2)
+    listener = Listener()
+    batcher.submit(rows, FAR, listener)
+    listener.inference()
+    assert not np.shares_memory(kept[0], rows)

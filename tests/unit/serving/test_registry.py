@@ -1,0 +1,316 @@
+"""Real packages with real engines in a registry: states, defaults, swaps, and one bad package among good ones."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_fakes import PATIENCE_S, FakeRows, Gate
+
+from app.engines.base import Engine
+from app.engines.factory import EngineOptions, create_engine
+from app.errors import PackageError, Unavailable, UnknownModel
+from app.media.spec import ImageSpec, VideoSpec
+from app.serving import selection
+from app.serving.deployment import ServingOptions
+from app.serving.observer import SilentObserver
+from app.serving.registry import ModelRegistry, ModelStatus
+from app.serving.results import Task
+from app.serving.supervisor import SupervisionOptions
+
+MakePackage = Callable[..., Path]
+MakeRegistry = Callable[..., ModelRegistry]
+ENGINE = EngineOptions(name="onnxruntime", threads=1, max_batch=4)
+OPTIONS = ServingOptions(warmup_budget_s=0.05)
+WATCHFUL = ServingOptions(
+    warmup_budget_s=0.05,
+    supervision=SupervisionOptions(interval_s=0.002, stuck_floor_s=0.5, stuck_factor=1, first_pause_s=0),
+)
+
+
+@pytest.fixture
+def make_registry(tmp_path: Path) -> Iterator[MakeRegistry]:
+    made: list[ModelRegistry] = []
+
+    def make(**more: object) -> ModelRegistry:
+        registry = ModelRegistry(
+            tmp_path / "repo",
+            more.pop("engine", ENGINE),  # type: ignore[arg-type]
+            more.pop("options", OPTIONS),  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]
+        )
+        made.append(registry)
+        return registry
+
+    yield make
+    for registry in made:
+        registry.close(PATIENCE_S)
+
+
+def status_of(registry: ModelRegistry, name: str) -> ModelStatus:
+    (status,) = [status for status in registry.models() if status.name == name]
+    return status
+
+
+def answer(registry: ModelRegistry, name: str | None = None, colour: int = 0) -> int:
+    """The class that a model names for a picture of one primary colour."""
+    model = registry.get("image", name)
+    try:
+        rows = np.zeros((1, 8, 8, 3), np.uint8)
+        rows[..., colour] = 255
+        inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), time.monotonic() + PATIENCE_S))
+        return int(inference.probabilities[0].argmax())
+    finally:
+        model.release()
+
+
+def name_of(registry: ModelRegistry, task: Task) -> str:
+    model = registry.get(task, None)
+    model.release()
+    return model.name
+
+
+def test_every_good_package_is_served_and_a_bad_one_says_why(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    root = make_package("good")
+    make_package("wrong", wrong_golden=True)
+    make_package("changed")
+    (root / "changed" / "1" / "model.onnx").write_bytes(b"something else")
+    make_package("unread")
+    (root / "unread" / "1" / "model.json").write_text("{")
+    registry = make_registry()
+    registry.load_all()
+    assert {status.name: status.state for status in registry.models()} == {
+        "good": "ready",
+        "wrong": "failed",
+        "changed": "failed",
+        "unread": "failed",
+    }
+    assert "disagrees with the reference" in (status_of(registry, "wrong").reason or "")
+    assert "changed after the build" in (status_of(registry, "changed").reason or "")
+    assert "JSON" in (status_of(registry, "unread").reason or "")
+    assert registry.unready_reason() is None
+    assert answer(registry, "good") == answer(registry)
+    with pytest.raises(Unavailable, match="could not be loaded"):
+        registry.get("image", "wrong")
+
+
+def test_before_loading_nothing_is_ready_and_everything_is_unavailable(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("good")
+    registry = make_registry()
+    assert registry.unready_reason() == "the models are being loaded"
+    with pytest.raises(Unavailable):
+        registry.get("image", None)
+
+
+def test_a_repository_without_packages_is_never_ready(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    registry = make_registry()
+    registry.load_all()
+    assert "holds no model package" in (registry.unready_reason() or "")
+    with pytest.raises(UnknownModel):
+        registry.get("image", None)
+
+
+def test_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="no such folder"):
+        ModelRegistry(tmp_path / "nowhere", ENGINE).load_all()
+
+
+def test_the_highest_version_of_a_name_is_served(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    for version in (2, 10, 9):
+        make_package("model", version)
+    registry = make_registry()
+    registry.load_all()
+    assert [(status.name, status.version) for status in registry.models()] == [("model", 10)]
+
+
+def test_a_real_model_answers_before_a_demo_and_random_weights_come_last(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("a_random", random_seed=0)
+    make_package("b_demo", demo=True)
+    make_package("c_real")
+    make_package("d_video", task="video")
+    registry = make_registry()
+    registry.load_all()
+    assert (name_of(registry, "image"), name_of(registry, "video")) == ("c_real", "d_video")
+    assert [status.name for status in registry.models() if status.default] == ["c_real", "d_video"]
+    registry.unload("c_real")
+    assert name_of(registry, "image") == "b_demo"
+    registry.unload("b_demo")
+    assert name_of(registry, "image") == "a_random"
+
+
+def test_a_setting_names_the_default(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    make_package("demo", demo=True)
+    make_package("real")
+    registry = make_registry(defaults={"image": "demo"})
+    registry.load_all()
+    assert name_of(registry, "image") == "demo"
+
+
+def test_a_model_of_the_other_task_is_not_found(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    make_package("photos")
+    registry = make_registry()
+    registry.load_all()
+    with pytest.raises(UnknownModel, match="task image, not video"):
+        registry.get("video", "photos")
+    with pytest.raises(UnknownModel, match="no model named films"):
+        registry.get("video", "films")
+    with pytest.raises(UnknownModel, match="no model for the task video"):
+        registry.get("video", None)
+
+
+def test_the_manifest_says_what_is_decoded(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    make_package("photos")
+    make_package("films", task="video")
+    registry = make_registry()
+    registry.load_all()
+    photos, films = registry.get("image", None), registry.get("video", None)
+    assert photos.job().spec == ImageSpec(9, 8, 8, "bicubic")
+    job = films.job(clips=2, crops=3)
+    assert (job.clips, job.crops) == (2, 3)
+    assert job.spec == VideoSpec(4, 4, 30.0, "dense", 9, 8, 8, "bicubic")
+    photos.release()
+    films.release()
+
+
+def test_a_new_version_takes_over_and_the_old_one_finishes_what_it_holds(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model", 1, seed=0)
+    registry = make_registry()
+    registry.load_all()
+    old = registry.get("image", "model")
+    make_package("model", 2, seed=3)
+    swap = threading.Thread(target=registry.load, args=("model",))
+    swap.start()
+    end = time.monotonic() + PATIENCE_S
+    while status_of(registry, "model").version != 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    assert swap.is_alive()  # the old one is still held
+    new = registry.get("image", "model")
+    assert (old.version, new.version) == (1, 2)
+    rows = FakeRows(np.full((1, 8, 8, 3), 200, np.uint8))
+    asyncio.run(old.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    old.release()
+    swap.join(PATIENCE_S)
+    assert not swap.is_alive()
+    with pytest.raises(Unavailable):
+        asyncio.run(old.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    new.release()
+
+
+def test_a_bad_version_never_replaces_a_good_one(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    make_package("model", 1)
+    registry = make_registry()
+    registry.load_all()
+    make_package("model", 2, wrong_golden=True)
+    with pytest.raises(PackageError, match="disagrees"):
+        registry.load("model")
+    status = status_of(registry, "model")
+    assert (status.state, status.version) == ("ready", 1)
+    assert "version 2 was refused" in (status.reason or "")
+    assert answer(registry, "model") >= 0
+    assert registry.unready_reason() is None
+
+
+def test_a_new_model_can_be_added_and_an_old_one_taken_out(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("first")
+    registry = make_registry()
+    registry.load_all()
+    make_package("second")
+    assert registry.load("second").state == "ready"
+    assert answer(registry, "second") >= 0
+    registry.unload("first")
+    assert [status.name for status in registry.models()] == ["second"]
+    for change in (registry.load, registry.unload):
+        with pytest.raises(UnknownModel):
+            change("third")
+
+
+def test_a_failed_model_can_be_mended_and_loaded(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    root = make_package("model", wrong_golden=True)
+    registry = make_registry()
+    registry.load_all()
+    assert registry.unready_reason() == "no model could be loaded"
+    shutil.rmtree(root / "model")
+    make_package("model")
+    registry.load("model")
+    assert registry.unready_reason() is None
+
+
+def test_noop_is_loud(make_package: MakePackage, make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    make_package("model")
+    registry = make_registry(engine=EngineOptions(name="noop"))
+    registry.load_all()
+    model = registry.get("image", None)
+    model.release()
+    assert model.identity.noop
+    assert "NO MODEL IS RUN" in caplog.text
+
+
+def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    stuck = threading.Event()
+    built = 0
+    readiness: list[bool] = []
+
+    class Watcher(SilentObserver):
+        def model_ready(self, model: str, version: int, ready: bool) -> None:
+            readiness.append(ready)
+
+    def create(name: str, *args: object) -> Engine:
+        nonlocal built
+        built += 1
+        engine = create_engine(name, *args)  # type: ignore[arg-type]
+        if built == 1:
+            inner = engine.run
+
+            def run(rows: np.ndarray) -> np.ndarray:
+                if stuck.is_set():
+                    gate([])
+                return inner(rows)
+
+            monkeypatch.setattr(engine, "run", run)
+        else:
+            rebuilding([])
+        return engine
+
+    rebuilding = Gate()
+    make_package("model")
+    monkeypatch.setattr(selection, "create_engine", create)
+    registry = make_registry(options=WATCHFUL, observer=Watcher())
+    registry.load_all()
+    assert answer(registry) >= 0
+    stuck.set()
+    model = registry.get("image", None)
+    rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(Exception, match="the engine stopped answering"):
+        asyncio.run(model.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    model.release()
+    assert "being rebuilt" in (registry.unready_reason() or "")
+    with pytest.raises(Unavailable, match="being restarted"):
+        registry.get("image", None)
+    rebuilding.open()
+    end = time.monotonic() + PATIENCE_S
+    while readiness != [True, False, True] and time.monotonic() < end:
+        time.sleep(0.001)
+    assert readiness == [True, False, True]
+    assert registry.unready_reason() is None
+    assert answer(registry) >= 0
+    assert registry.hopeless_reason() is None
+    gate.open()

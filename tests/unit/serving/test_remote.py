@@ -1,0 +1,303 @@
+"""An HTTP worker's link and the engine host's session, over a real socket pair and an engine that a test can hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
+
+import numpy as np
+import pytest
+from serving_fakes import PATIENCE_S, ROW_SHAPE, FakeEngine, Gate, classes_of, flat_curve, manifest_of, rows_of
+
+from app.engines.base import EngineInfo
+from app.errors import EngineError, HieraError, Unavailable, UnknownModel
+from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer
+from app.media.spec import DecodeInfo
+from app.serving.batcher import Batcher
+from app.serving.curve import CostModel
+from app.serving.dispatcher import LocalDispatcher, deliver
+from app.serving.host import Session
+from app.serving.instance import Instance
+from app.serving.model import EngineChoice, LoadedModel
+from app.serving.observer import SilentObserver
+from app.serving.registry import ModelRegistry, ModelStatus
+from app.serving.remote import HostLink, LinkEvents
+from app.serving.results import Task
+from app.serving.table import ModelTable
+
+
+class Shelf:
+    """A registry of at most one model, which a test can swap."""
+
+    def __init__(self) -> None:
+        self.model: LoadedModel | None = None
+        self.trouble: HieraError | None = None
+
+    def models(self) -> list[ModelStatus]:
+        if self.model is None:
+            return []
+        model = self.model
+        return [ModelStatus(model.name, model.version, "ready", None, model.manifest, model, True, 3)]
+
+    def get(self, task: Task, name: str | None) -> LoadedModel:
+        if self.trouble is not None:
+            raise self.trouble
+        if self.model is None or self.model.manifest.task != task:
+            raise UnknownModel("none")
+        self.model.retain()
+        return self.model
+
+    def unready_reason(self) -> str | None:
+        return None
+
+    def hopeless_reason(self) -> str | None:
+        return None
+
+
+class House:
+    """An engine behind a gate, a host's session, and the worker's link to it."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.engine = FakeEngine(self.gate)
+        self.batcher = Batcher(max_rows=64, deliver=deliver, predict_s=lambda rows: 1.0)
+        cost = CostModel(flat_curve())
+        self.instance = Instance("model", self.engine, self.batcher, cost, SilentObserver(), prove=lambda engine: None)
+        self.shelf = Shelf()
+        self.shelf.model = self.model()
+        self.table = ModelTable(cast(ModelRegistry, self.shelf))
+        self.table.refresh()
+        self.ended = asyncio.Event()
+        self.worker_end, self.host_end = socket.socketpair()
+        self.session = Session(self.host_end, self.table, self.scrape, self.ended.set)
+        self.link = HostLink(instances=1, exact_images=False)
+
+    def model(self, version: int = 1) -> LoadedModel:
+        return LoadedModel(
+            manifest_of(version=version),
+            tuple(f"class {index}" for index in range(7)),
+            engine=EngineInfo("fake", "fp32", "cpu"),
+            choice=EngineChoice("fake", "a test"),
+            cost=CostModel(flat_curve()),
+            dispatcher=LocalDispatcher(self.batcher),
+        )
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        return b"text for " + accept.encode(), "text/plain"
+
+    def shown(self) -> LoadedModel:
+        """The model as the worker finds it, not retained."""
+        model = self.link.models.get("image", None)
+        model.release()
+        return model
+
+
+def steps(scene: Callable[[House], Awaitable[None]]) -> None:
+    """Run a scene in a house that is torn down afterwards."""
+
+    async def scenario() -> None:
+        async with furnished() as house:
+            await scene(house)
+
+    asyncio.run(scenario())
+
+
+@contextlib.asynccontextmanager
+async def furnished() -> AsyncIterator[House]:
+    house = House()
+    house.instance.start()
+    house.link.open(
+        house.worker_end, LinkEvents(lambda sock: None, lambda phase: None, lambda: None, lambda: b"[]", lambda: None)
+    )
+    await until(lambda: bool(house.link.models.models()))
+    yield house
+    house.gate.open()
+    house.session.close()
+    house.table.close()
+    house.instance.stop()
+    assert house.instance.join(PATIENCE_S)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Lease(DecodedRows):
+    """Rows in sealed shared memory, as the media pool gives them; counts how often they were given back."""
+
+    def __init__(self, *marks: int) -> None:
+        rows = rows_of(*marks)
+        self.buffer = RowBuffer(rows.nbytes, ONE_SHOT)
+        os.pwrite(self.buffer.fd, rows.tobytes(), 0)
+        self.closes = 0
+        shared = self.buffer.rows((len(marks), *ROW_SHAPE))
+        super().__init__(shared, DecodeInfo(2, 2, "fake"), 0.0, self.buffer.fd, self._count)
+
+    def _count(self) -> None:
+        self.closes += 1
+        self.buffer.close()
+
+
+def soon() -> float:
+    return time.monotonic() + PATIENCE_S
+
+
+def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        lease = Lease(3, 4, 6)
+        inference = await house.shown().dispatcher.infer(lease, soon())
+        assert classes_of(inference) == [3, 4, 6]
+        assert inference.probabilities.dtype == np.float32
+        assert (inference.batch_rows, inference.inference_s > 0) == (3, True)
+        await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
+def test_a_cancellation_travels_and_the_rows_are_never_run() -> None:
+    async def scene(house: House) -> None:
+        infer = house.shown().dispatcher.infer
+        first, second = Lease(1), Lease(2)
+        running = asyncio.create_task(infer(first, soon()))
+        await asyncio.to_thread(house.gate.wait_entered)
+        waiting = asyncio.create_task(infer(second, soon()))
+        await until(lambda: house.batcher.pending_rows == 1)
+        waiting.cancel()
+        await until(lambda: second.closes == 1)
+        assert house.batcher.pending_rows == 0
+        assert first.closes == 0  # an engine reads them still
+        house.gate.open()
+        assert classes_of(await running) == [1]
+        await until(lambda: first.closes == 1)
+        assert house.engine.batches == [[1]]
+
+    steps(scene)
+
+
+def test_rows_that_an_engine_reads_are_kept_when_their_caller_has_left() -> None:
+    async def scene(house: House) -> None:
+        lease = Lease(1)
+        running = asyncio.create_task(house.shown().dispatcher.infer(lease, soon()))
+        await asyncio.to_thread(house.gate.wait_entered)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert lease.closes == 0
+        house.gate.open()
+        await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
+def test_an_engine_s_error_comes_out_as_the_same_exception() -> None:
+    async def scene(house: House) -> None:
+        def fail(marks: list[int]) -> None:
+            raise EngineError("no such kernel")
+
+        house.engine.before_run = fail
+        lease = Lease(1)
+        with pytest.raises(EngineError, match="no such kernel"):
+            await house.shown().dispatcher.infer(lease, soon())
+        await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
+def test_a_worker_s_death_takes_its_rows_out_of_the_queue_and_lets_go_of_the_models() -> None:
+    async def scene(house: House) -> None:
+        infer = house.shown().dispatcher.infer
+        tasks = [asyncio.create_task(infer(Lease(1), soon()))]
+        await asyncio.to_thread(house.gate.wait_entered)
+        tasks.append(asyncio.create_task(infer(Lease(2), soon())))
+        await until(lambda: house.batcher.pending_rows == 1)
+        house.link._channel.close()
+        await until(house.ended.is_set)
+        await until(lambda: house.batcher.pending_rows == 0)
+        house.table.close()
+        assert house.shelf.model is not None
+        assert house.shelf.model.wait_idle(0.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    steps(scene)
+
+
+def test_memory_that_could_shrink_under_the_engine_is_refused_with_its_worker() -> None:
+    async def scene(house: House) -> None:
+        lease = Lease(1)
+        unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+        os.ftruncate(unsealed, 1 << 16)
+        lease._fd = unsealed
+        task = asyncio.create_task(house.shown().dispatcher.infer(lease, soon()))
+        await until(house.ended.is_set)
+        task.cancel()
+        os.close(unsealed)
+
+    steps(scene)
+
+
+def test_a_swapped_model_stays_loaded_until_the_worker_has_done_with_it() -> None:
+    async def scene(house: House) -> None:
+        old = house.shelf.model
+        assert old is not None
+        used = house.link.models.get("image", "model")  # a request of the worker
+        house.shelf.model = house.model(version=2)
+        assert house.table.refresh()
+        house.session.show_models()
+        house.table.let_go()
+        await until(lambda: house.shown().version == 2)
+        assert not old.wait_idle(0.2)
+        used.release()
+        await until(lambda: old.wait_idle(0.0))
+        assert not house.table.refresh()
+
+    steps(scene)
+
+
+def test_a_model_whose_engine_is_lost_is_refused_in_the_registry_s_own_words() -> None:
+    async def scene(house: House) -> None:
+        house.shelf.trouble = Unavailable("the model model is being restarted; try again soon")
+        assert house.table.refresh()
+        house.session.show_models()
+
+        def refused() -> bool:
+            try:
+                house.shown()
+            except Unavailable as error:
+                return "being restarted" in str(error)
+            return False
+
+        await until(refused)
+        house.shelf.trouble = None
+        house.table.refresh()
+        house.session.show_models()
+        await until(lambda: not refused())
+        with pytest.raises(UnknownModel, match="no model named other"):
+            house.link.models.get("image", "other")
+        with pytest.raises(UnknownModel, match="not video"):
+            house.link.models.get("video", "model")
+
+    steps(scene)
+
+
+def test_what_changes_from_second_to_second_follows() -> None:
+    async def scene(house: House) -> None:
+        assert house.shelf.model is not None
+        house.shelf.model.cost.follow(2.0)
+        house.session.show_state(house.table.state("an HTTP worker is being started"))
+        await until(lambda: house.link.models.unready_reason() == "an HTTP worker is being started")
+        assert house.shown().cost.correction == 2.0
+        assert house.link.models.models()[0].queue_rows == 3
+        await house.session.report()
+        assert await house.link.scrape("any") == (b"text for any", "text/plain")
+
+    steps(scene)

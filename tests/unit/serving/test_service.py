@@ -1,0 +1,328 @@
+"""From a file to a classification: admission, deadlines, cancellation, draining. Pool and engine are steered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+from serving_fakes import CLASSES, PATIENCE_S, FakeEngine, FakePool, Gate, flat_curve, manifest_of
+
+from app.engines.base import EngineInfo
+from app.errors import (
+    BrokenMedia,
+    DeadlineExceeded,
+    EngineError,
+    InvalidParameter,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
+from app.media.shared import SharedBytes
+from app.serving.admission import Admission, InFlight
+from app.serving.batcher import Batcher
+from app.serving.curve import CostModel
+from app.serving.dispatcher import LocalDispatcher, deliver
+from app.serving.instance import Instance
+from app.serving.model import EngineChoice, LoadedModel
+from app.serving.observer import SilentObserver, Stage
+from app.serving.results import Classification, ClassifyOptions, Task
+from app.serving.service import Service, ServiceDefaults
+
+
+class Notes(SilentObserver):
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.cancellations: list[Stage] = []
+        self.rejections: list[str] = []
+
+    def stage_duration(self, model: str, stage: Stage, seconds: float) -> None:
+        assert 0 <= seconds < PATIENCE_S
+        self.stages.append(stage)
+
+    def cancelled(self, model: str, stage: Stage) -> None:
+        self.cancellations.append(stage)
+
+    def rejected(self, model: str, reason: str) -> None:
+        self.rejections.append(reason)
+
+
+class House:
+    """A service over a fake pool and a fake engine, with everything between them real."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.engine = FakeEngine(self.gate)
+        self.notes = Notes()
+        self.pool = FakePool()
+        cost = CostModel(flat_curve(seconds=0.5))
+        self.batcher = Batcher(max_rows=100, deliver=deliver, predict_s=cost.predict_s)
+        self.instance = Instance("model", self.engine, self.batcher, cost, self.notes, prove=lambda engine: None)
+        self.models = {
+            task: LoadedModel(
+                manifest_of(f"{task}_model", task),
+                tuple(f"class {index}" for index in range(CLASSES)),
+                engine=EngineInfo("noop", "fp32", "cpu"),
+                choice=EngineChoice("noop", "for tests"),
+                cost=cost,
+                dispatcher=LocalDispatcher(self.batcher),
+            )
+            for task in ("image", "video")
+        }
+        self.admission = Admission(
+            max_rows=20, max_bytes=10_000, on_reject=lambda model, reason: self.notes.rejected(model, reason)
+        )
+        self.service = Service(
+            self, self.pool, self.admission, ServiceDefaults(image_timeout_s=PATIENCE_S, max_clips=4), self.notes
+        )
+        self.instance.start()
+
+    def get(self, task: Task, name: str | None) -> LoadedModel:
+        if name not in (None, self.models[task].name):
+            raise UnknownModel(f"there is no model named {name}")
+        self.models[task].retain()
+        return self.models[task]
+
+    async def classify(self, marks: bytes, task: Task = "image", **options: Any) -> Classification:
+        with (
+            self.service.admit(task, ClassifyOptions(**options), started=time.monotonic()) as ticket,
+            SharedBytes.of(marks) as body,
+        ):
+            return await self.service.classify(ticket, body)
+
+    def check_nothing_is_held(self) -> None:
+        assert self.admission.in_flight == InFlight(0, 0)
+        assert self.service.open_tickets == 0
+        assert all(model.wait_idle(PATIENCE_S) for model in self.models.values())
+        assert self.batcher.pending_rows == 0
+        assert {rows.closes for rows in self.pool.made} <= {1}
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    yield house
+    house.gate.open()
+    house.instance.stop()
+    assert house.instance.join(PATIENCE_S)
+    house.check_nothing_is_held()
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(3 * PATIENCE_S):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+async def entered(gate: Gate) -> None:
+    await asyncio.to_thread(gate.wait_entered)
+
+
+def test_an_image_is_classified(house: House) -> None:
+    house.gate.open()
+    answer = asyncio.run(house.classify(bytes([3]), top_k=2))
+    assert [(each.class_id, each.label) for each in answer.predictions] == [(3, "class 3"), (0, "class 0")]
+    assert answer.predictions[0].probability == pytest.approx(0.7)
+    assert (answer.model.name, answer.model.version, answer.model.noop) == ("image_model", 1, True)
+    assert (answer.batch_rows, answer.clips) == (1, ())
+    assert house.notes.stages == ["decode", "queue", "inference", "postprocess"]
+
+
+def test_the_views_of_a_video_are_averaged_and_each_clip_named(house: House) -> None:
+    house.gate.open()
+    answer = asyncio.run(house.classify(bytes([1, 1, 2, 4, 4, 4]), "video", clips=2, crops=3))
+    assert answer.predictions[0].class_id == 4
+    assert [(clip.start_s, clip.end_s, clip.label) for clip in answer.clips] == [
+        (0.0, 2.0, "class 1"),
+        (1.0, 3.0, "class 4"),
+    ]
+    assert answer.batch_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        ("image", {"top_k": 0}, "top_k"),
+        ("image", {"timeout_ms": 0}, "timeout_ms"),
+        ("image", {"clips": 2}, "videos"),
+        ("image", {"crops": 3}, "videos"),
+        ("video", {"clips": 5}, "clips must be from 1 to 4"),
+        ("video", {"clips": 0}, "clips"),
+        ("video", {"crops": 2}, "crops must be 1 or 3"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_in_plain_words(
+    house: House, task: Task, options: dict[str, int], words: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=words):
+        asyncio.run(house.classify(b"\1", task, **options))
+
+
+def test_a_model_that_does_not_exist_is_refused(house: House) -> None:
+    with pytest.raises(UnknownModel):
+        asyncio.run(house.classify(b"\1", model="other"))
+
+
+def test_files_of_one_request_share_a_ticket_and_have_their_own_outcomes(house: House) -> None:
+    async def scenario() -> None:
+        async def broken(marks: bytes) -> None:
+            if marks == b"\2":
+                raise BrokenMedia("the file ends too soon")
+
+        house.gate.open()
+        house.pool.before = broken
+        bodies = [SharedBytes.of(bytes([mark])) for mark in (1, 2, 3)]
+        with house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket:
+            ticket.grow(files=2, body_bytes=100)
+            assert house.admission.in_flight == InFlight(3, 3 * 12 + 100)
+            outcomes = await asyncio.gather(
+                *(house.service.classify(ticket, body) for body in bodies), return_exceptions=True
+            )
+        for body in bodies:
+            body.close()
+        assert isinstance(outcomes[0], Classification)
+        assert isinstance(outcomes[1], BrokenMedia)
+        assert isinstance(outcomes[2], Classification)
+        assert outcomes[2].predictions[0].class_id == 3
+
+    run(scenario())
+
+
+def test_a_ticket_is_released_once_however_often_it_is_asked_to(house: House) -> None:
+    first = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
+    second = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
+    for _ in range(3):
+        first.release()
+    assert house.service.open_tickets == 1
+    assert house.admission.in_flight.rows == 1
+    second.release()
+
+
+def test_a_queue_that_cannot_make_the_deadline_refuses_before_decoding(house: House) -> None:
+    async def scenario() -> None:
+        running = asyncio.create_task(house.classify(bytes(8), "video", clips=4, crops=1))
+        await entered(house.gate)
+        with pytest.raises(Overloaded) as refusal:
+            await house.classify(b"\1", timeout_ms=600)
+        assert 0 < refusal.value.retry_after_s < 1
+        assert len(house.pool.made) == 1
+        assert house.notes.rejections == ["deadline"]
+        house.gate.open()
+        await running
+
+    run(scenario())
+
+
+def test_a_deadline_that_has_passed_before_the_body_is_read_is_not_admitted(house: House) -> None:
+    with pytest.raises(DeadlineExceeded):
+        house.service.admit("image", ClassifyOptions(timeout_ms=50), started=time.monotonic() - 1)
+
+
+def test_the_deadline_holds_while_the_engine_is_stuck(house: House) -> None:
+    async def scenario() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await house.classify(b"\1", timeout_ms=30)
+        assert house.notes.cancellations == ["queue"]
+        house.gate.open()
+        while not house.pool.made[0].closes:
+            await asyncio.sleep(0)
+
+    run(scenario())
+
+
+def test_a_timeout_longer_than_the_server_allows_is_cut_to_its_bound(house: House) -> None:
+    with house.service.admit("image", ClassifyOptions(timeout_ms=10**9), started=1e9) as ticket:
+        assert ticket.deadline == 1e9 + PATIENCE_S
+
+
+def test_a_caller_that_leaves_while_its_file_is_decoded_holds_nothing(house: House) -> None:
+    async def scenario() -> None:
+        decoding = asyncio.Event()
+
+        async def hang(marks: bytes) -> None:
+            decoding.set()
+            await asyncio.Event().wait()
+
+        house.pool.before = hang
+        task = asyncio.create_task(house.classify(b"\1"))
+        await decoding.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert house.notes.cancellations == ["decode"]
+        house.check_nothing_is_held()
+
+    run(scenario())
+
+
+def test_a_caller_that_leaves_during_inference_holds_nothing_once_the_engine_returns(house: House) -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(house.classify(b"\1"))
+        await entered(house.gate)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert house.admission.in_flight == InFlight(0, 0)
+        house.gate.open()
+        while not house.pool.made[0].closes:
+            await asyncio.sleep(0)
+
+    run(scenario())
+    assert house.notes.cancellations == ["queue"]
+
+
+def test_a_failure_of_the_engine_reaches_the_caller_and_releases_everything(house: House) -> None:
+    def fail(marks: list[int]) -> None:
+        raise EngineError("broken")
+
+    house.engine.before_run = fail
+    with pytest.raises(EngineError):
+        asyncio.run(house.classify(b"\1"))
+    house.check_nothing_is_held()
+    assert house.notes.cancellations == []
+
+
+def test_draining_refuses_new_requests_and_finishes_the_admitted_ones(house: House) -> None:
+    async def scenario() -> None:
+        running = asyncio.create_task(house.classify(b"\5"))
+        await entered(house.gate)
+        house.service.drain()
+        with pytest.raises(Unavailable) as refusal:
+            await house.classify(b"\1")
+        assert refusal.value.code == "draining"
+        assert house.notes.rejections == ["draining"]
+        assert await house.service.drained(0.01) is False
+        house.gate.open()
+        assert await house.service.drained(PATIENCE_S) is True
+        assert (await running).predictions[0].class_id == 5
+
+    run(scenario())
+
+
+def test_an_idle_service_is_drained_at_once(house: House) -> None:
+    async def scenario() -> None:
+        house.service.drain()
+        assert await house.service.drained(PATIENCE_S) is True
+
+    run(scenario())
+
+
+def test_a_burst_is_answered_in_batches(house: House) -> None:
+    async def scenario() -> None:
+        first = asyncio.create_task(house.classify(b"\0"))
+        await entered(house.gate)
+        rest = [asyncio.create_task(house.classify(bytes([mark]))) for mark in range(1, 7)]
+        while house.batcher.pending_rows < 6:
+            await asyncio.sleep(0)
+        house.gate.open()
+        answers = await asyncio.gather(first, *rest)
+        assert [answer.predictions[0].class_id for answer in answers] == [0, 1, 2, 3, 4, 5, 6]
+        assert [answer.batch_rows for answer in answers] == [1] + [6] * 6
+
+    run(scenario())

@@ -1,0 +1,157 @@
+"""Puts the routes and the layers around them together; everything that they use is handed in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Lifespan
+
+from app.api import openapi
+from app.api.classify import ClassifyBounds, classify_endpoint
+from app.api.exchange import exchange_of
+from app.api.health import Condition, Exposition, HealthEndpoints, MetricsEndpoint
+from app.api.keys import KeyRing
+from app.api.middleware import RecordExchanges, RequireKey
+from app.api.models import ModelEndpoints, ModelList
+from app.api.pages import PageEndpoints
+from app.api.problems import problem_of, problem_response
+from app.api.schemas import Health, ModelDetail, Models, Signpost
+from app.api.unread import FinishUnreadBodies
+from app.errors import HieraError
+from app.serving.results import Task
+from app.serving.service import Service
+from app.telemetry.metrics import Metrics
+
+_log = logging.getLogger("hiera.errors")
+_OPEN_PATHS = frozenset({"/", "/docs", "/docs/", "/openapi.json", "/health/"})
+_TASKS: tuple[Task, ...] = ("image", "video")
+CLASSIFY_PATHS = {f"/classify/{task}": task for task in _TASKS}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the routes need of the rest of the server."""
+
+    service: Service
+    models: ModelList
+    condition: Condition
+    metrics: Metrics
+    exposition: Exposition
+    keys: KeyRing
+    bounds: dict[Task, ClassifyBounds]
+    metrics_need_key: bool = False
+    cors_origins: tuple[str, ...] = ()
+
+
+def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
+    """The ASGI application with every route of the contract."""
+    app = FastAPI(
+        title=openapi.TITLE,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    _add_routes(app, parts)
+    openapi.install(app, secured=parts.keys.required)
+    app.add_exception_handler(HieraError, _answer_problem)
+    app.add_exception_handler(HTTPException, _answer_problem)
+    # The last one added is the outermost.
+    if parts.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(parts.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["retry-after", "server-timing", "x-request-id"],
+        )
+    open_paths = _OPEN_PATHS if parts.metrics_need_key else _OPEN_PATHS | {"/metrics"}
+    app.add_middleware(RequireKey, keys=parts.keys, open_paths=open_paths)
+    app.add_middleware(FinishUnreadBodies)
+    app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS)
+    return app
+
+
+def _add_routes(app: FastAPI, parts: Parts) -> None:
+    for task in _TASKS:
+        bounds = parts.bounds[task]
+        app.add_api_route(
+            f"/classify/{task}",
+            classify_endpoint(task, parts.service, bounds, parts.metrics),
+            methods=["POST"],
+            summary=f"Classify {'images' if task == 'image' else 'a video'}",
+            operation_id=f"classify_{task}",
+            tags=["classify"],
+            response_model=None,
+            responses=openapi.classify_answers(task),
+            openapi_extra=openapi.classify_extra(task, bounds.query, bounds.upload.max_files),
+        )
+
+    def get(path: str, endpoint: Endpoint, summary: str, tag: str, success: type, *problems: int) -> None:
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            summary=summary,
+            operation_id=endpoint.__name__,
+            tags=[tag],
+            response_model=None,
+            responses=openapi.answers(success, *problems),
+            openapi_extra=_NAME_PARAMETER if "{name}" in path else None,
+        )
+
+    models, health, pages = ModelEndpoints(parts.models), HealthEndpoints(parts.condition), PageEndpoints()
+    get("/models", models.list_models, "List the models", "models", Models, 401)
+    get("/models/{name}", models.show_model, "Show a model", "models", ModelDetail, 401, 404)
+    get("/health/live", health.live, "Whether the process works", "health", Health, 503)
+    get("/health/ready", health.ready, "Whether requests are welcome", "health", Health, 503)
+    get("/", pages.root, "Where to look", "pages", Signpost)
+    app.add_api_route(
+        "/metrics",
+        MetricsEndpoint(parts.exposition).scrape,
+        methods=["GET"],
+        summary="Metrics for Prometheus",
+        operation_id="metrics",
+        tags=["health"],
+        response_model=None,
+        responses={
+            200: {
+                "description": "Prometheus text; OpenMetrics when the Accept header asks for it.",
+                "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            }
+        },
+    )
+    for path, page in (("/docs", pages.docs), ("/docs/docs.js", pages.script), ("/docs/docs.css", pages.style)):
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+_NAME_PARAMETER = {
+    "parameters": [
+        {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "description": "A name from /models.",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    exchange = exchange_of(request.scope)
+    problem = problem_of(error, exchange.request_id)
+    exchange.code = problem.code
+    if problem.status == 500:
+        _log.error("request failed", exc_info=error)
+    return problem_response(error, exchange.request_id)

@@ -1,0 +1,133 @@
+"""The two classification routes: from a request to the service and back. What can be done once is done at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.body import Body, UploadPace
+from app.api.disconnect import CancelOnDisconnect
+from app.api.exchange import Exchange, exchange_of
+from app.api.problems import problem_of
+from app.api.query import QueryLimits, QueryParser
+from app.api.results import image_result, video_result
+from app.api.schemas import ImageResult, ImageResults, Problem
+from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
+from app.errors import DeadlineExceeded, RequestCancelled
+from app.media.shared import SharedBytes
+from app.serving.observer import ServingObserver
+from app.serving.results import Classification, Task
+from app.serving.service import Service, Ticket
+
+_log = logging.getLogger("hiera.errors")
+_JSON = "application/json"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class ClassifyBounds:
+    """What the requests of one task may bring and ask for."""
+
+    query: QueryLimits
+    upload: UploadLimits
+    pace: UploadPace
+
+
+def classify_endpoint(task: Task, service: Service, bounds: ClassifyBounds, observer: ServingObserver) -> Endpoint:
+    """The endpoint of `POST /classify/{task}`. It takes the bare request and reads parameters and body itself."""
+    parser = QueryParser(task, bounds.query)
+
+    async def classify(request: Request) -> Response:
+        scope, receive = request.scope, request.receive
+        exchange = exchange_of(scope)
+        options = parser.parse(scope["query_string"])
+        body = Body(scope["headers"], receive, bounds.pace)
+        envelope = envelope_of(body, task, bounds.upload)
+        with service.admit(task, options, started=exchange.started, body_bytes=body.content_length or 0) as ticket:
+            exchange.model = ticket.model.name
+            uploads = _uploads_of(ticket, body, bounds.upload)
+            try:
+                try:
+                    await receive_files(body, envelope, uploads, ticket.deadline)
+                except (RequestCancelled, DeadlineExceeded, asyncio.CancelledError):
+                    observer.cancelled(exchange.model, "upload")
+                    raise
+                finally:
+                    exchange.body_bytes, exchange.files = body.received, len(uploads.files)
+                    exchange.stages["upload"] = time.monotonic() - exchange.started
+                observer.stage_duration(exchange.model, "upload", exchange.stages["upload"])
+                async with CancelOnDisconnect(receive):
+                    outcomes = await _classify_each(service, ticket, uploads.files)
+            finally:
+                uploads.close()
+        return Response(_answer(outcomes, exchange), media_type=_JSON)
+
+    return classify
+
+
+def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:
+    """Where the files of a request go. What Content-Length announced is reserved already; the rest is as it comes."""
+
+    def another_file() -> None:
+        ticket.grow(files=1)
+
+    def more_bytes(count: int) -> None:
+        if body.content_length is None:
+            ticket.grow(body_bytes=count)
+
+    return Uploads(limits, another_file, more_bytes)
+
+
+async def _classify_each(
+    service: Service, ticket: Ticket, files: Sequence[SharedBytes]
+) -> list[Classification | Exception]:
+    """Each file's own outcome, in their order. The error of a file that came alone is raised."""
+    if len(files) == 1:
+        return [await service.classify(ticket, files[0])]
+    outcomes = await asyncio.gather(*(service.classify(ticket, file) for file in files), return_exceptions=True)
+    settled: list[Classification | Exception] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+            raise outcome
+        settled.append(outcome)
+    return settled
+
+
+def _answer(outcomes: Sequence[Classification | Exception], exchange: Exchange) -> str:
+    """The JSON of the answer, and the stages of the request: of several files, the slowest of each stage."""
+    for outcome in outcomes:
+        if isinstance(outcome, Classification):
+            for stage, seconds in _stages(outcome):
+                exchange.stages[stage] = max(seconds, exchange.stages.get(stage, 0.0))
+    if len(outcomes) == 1:
+        return _result(outcomes[0], exchange).model_dump_json(exclude_none=True)
+    results = tuple(_result(outcome, exchange) for outcome in outcomes)
+    return ImageResults(request_id=exchange.request_id, results=results).model_dump_json(exclude_none=True)
+
+
+def _result(outcome: Classification | Exception, exchange: Exchange) -> ImageResult | Problem:
+    upload_s, total_s = exchange.stages["upload"], exchange.elapsed_s
+    if isinstance(outcome, Classification):
+        build = video_result if exchange.task == "video" else image_result
+        return build(outcome, exchange.request_id, upload_s=upload_s, total_s=total_s)
+    problem = problem_of(outcome, exchange.request_id)
+    if problem.status == 500:
+        _log.error("a file of the request failed", exc_info=outcome)
+    return problem
+
+
+def _stages(outcome: Classification) -> tuple[tuple[str, float], ...]:
+    latency = outcome.latency
+    return (
+        ("decode", latency.decode_s),
+        ("queue", latency.queue_s),
+        ("inference", latency.inference_s),
+        ("postprocess", latency.postprocess_s),
+    )

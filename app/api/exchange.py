@@ -1,0 +1,73 @@
+"""What is known of one request while it is answered, for the access log, the metrics and the answer's own headers."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from app.telemetry.metrics import NO_MODEL
+
+_SCOPE_KEY = "hiera.exchange"
+_SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        request_id: the caller's X-Request-ID if it is sound, else 32 random hex digits.
+        started: `time.monotonic()` when the request's headers had arrived.
+        task: "image" or "video" on the classification routes, else None.
+        model: the model that answers, once it is known.
+        key: the name of the API key that was used.
+        stages: seconds by stage, in the order in which they happened.
+        code: the problem's code when the answer is one.
+        files, body_bytes: what was uploaded.
+    """
+
+    __slots__ = ("body_bytes", "code", "files", "key", "model", "request_id", "stages", "started", "status", "task")
+
+    def __init__(self, request_id: str, task: str | None) -> None:
+        self.request_id = request_id
+        self.started = time.monotonic()
+        self.task = task
+        self.model = NO_MODEL
+        self.key: str | None = None
+        self.stages: dict[str, float] = {}
+        self.code: str | None = None
+        self.files = 0
+        self.body_bytes = 0
+        self.status = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def server_timing(self) -> str:
+        """The Server-Timing header (W3C): stages and total, in milliseconds."""
+        parts = [f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in self.stages.items()]
+        return ", ".join([*parts, f"total;dur={1000 * self.elapsed_s:.3f}"])
+
+    def bind(self, scope: Any) -> None:
+        """Attach this to an ASGI scope, where `exchange_of` finds it."""
+        scope[_SCOPE_KEY] = self
+
+
+def exchange_of(scope: Any) -> Exchange:
+    """The exchange that the outermost middleware bound to `scope`."""
+    exchange: Exchange = scope[_SCOPE_KEY]
+    return exchange
+
+
+def sound_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's X-Request-ID if it is 1 to 128 letters, digits, dots, dashes and underscores; else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _SOUND_ID.fullmatch(text):
+                return text
+            break
+    return os.urandom(16).hex()

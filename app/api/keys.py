@@ -1,0 +1,101 @@
+"""API keys: named, several, from the environment or a file that may change while the server runs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_RELOAD_CHECK_S = 1.0
+_log = logging.getLogger("hiera.keys")
+
+
+class KeyRing:
+    """The keys that open the server. Without any, it is open to all.
+
+    Args:
+        keys: entries `name:secret`, or a secret alone (which is then called "key1", "key2", …).
+        file: one entry a line, blank lines and lines with # in front aside; read again when it changes. A file that can
+            no longer be read leaves the last keys in force.
+        clock: monotonic seconds.
+
+    Raises:
+        ValueError: an entry is not in that form; OSError: the file cannot be read.
+    """
+
+    def __init__(
+        self, keys: Iterable[str] = (), file: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fixed = _digests(keys)
+        self._file = file
+        self._clock = clock
+        self._stamp: tuple[int, int, int] | None = None
+        self._checked = clock()
+        self._digests = dict(self._fixed)
+        if file is not None:
+            self._load(file)
+
+    @property
+    def required(self) -> bool:
+        """Whether a caller needs a key. A file of keys closes the server even while it is empty."""
+        return bool(self._fixed) or self._file is not None
+
+    def name_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The name of the key that a request carries, or None if it carries none that fits."""
+        self._reload_if_changed()
+        sent = _sent_secret(headers)
+        if sent is None:
+            return None
+        digest = hashlib.sha256(sent).digest()
+        found = None
+        # Every key is compared, in constant time, so that timing tells neither a prefix nor which key was near.
+        for known, name in self._digests.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+    def _reload_if_changed(self) -> None:
+        if self._file is None or self._clock() - self._checked < _RELOAD_CHECK_S:
+            return
+        self._checked = self._clock()
+        try:
+            if _stamp(self._file) != self._stamp:
+                self._load(self._file)
+                _log.info("API keys reloaded", extra={"fields": {"keys": len(self._digests)}})
+        except (OSError, ValueError) as error:
+            _log.warning("API keys could not be reloaded; the last ones stay in force: %s", error)
+
+    def _load(self, file: Path) -> None:
+        self._stamp = _stamp(file)
+        lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+        self._digests = self._fixed | _digests(line for line in lines if line and not line.startswith("#"))
+
+
+def _digests(entries: Iterable[str]) -> dict[bytes, str]:
+    """Names by SHA-256 of the secret; the secrets themselves are not kept."""
+    digests = {}
+    for number, entry in enumerate(entries, start=1):
+        name, colon, secret = (part.strip() for part in entry.partition(":"))
+        if not colon:
+            name, secret = f"key{number}", name
+        if not name or not secret or not (name + secret).isprintable() or " " in secret:
+            raise ValueError(f"API key {number} is not of the form name:secret, in printable characters without spaces")
+        digests[hashlib.sha256(secret.encode()).digest()] = name
+    return digests
+
+
+def _sent_secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    for name, value in headers:
+        if name == b"x-api-key":
+            return value.strip()
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+    return None
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino

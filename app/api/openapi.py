@@ -1,0 +1,127 @@
+"""The OpenAPI 3.1 document: what the routes take and answer, complete enough to generate clients and tests from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from app.api import schemas
+from app.api.problems import MEDIA_TYPE
+from app.api.query import QueryLimits, parameters
+from app.serving.results import Task
+
+TITLE = "hiera-serve"
+API_VERSION = "1.0"  # of this interface, not of the software
+_DESCRIPTION = (
+    "Classifies images and videos with Hiera models. Errors are `application/problem+json` (RFC 9457); each carries a "
+    "stable `code` and the `request_id` that the log knows."
+)
+_REFERENCE = "#/components/schemas/{model}"
+_ON_THE_WIRE: tuple[type[BaseModel], ...] = (
+    schemas.Problem,
+    schemas.ImageResult,
+    schemas.ImageResults,
+    schemas.VideoResult,
+    schemas.Models,
+    schemas.ModelDetail,
+    schemas.Health,
+    schemas.Signpost,
+    schemas.Images,
+)
+_PROBLEMS = {
+    400: "The request is malformed, or holds no file.",
+    401: "API keys are set, and none that fits was sent.",
+    404: "There is no such model.",
+    408: "The upload came too slowly.",
+    413: "Too many bytes, pixels, frames, seconds or files.",
+    415: "Not an image or a video that this server reads, or a body of another content type.",
+    422: "The file is damaged, or a parameter is unknown or out of range.",
+    429: "The queue is full or cannot make the deadline; nothing was decoded.",
+    500: "The server failed; the log has the stack trace under the request id.",
+    503: "Not ready, or shutting down.",
+    504: "The deadline passed.",
+}
+_CLASSIFY_PROBLEMS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_ID_HEADER = {"description": "The caller's if it sent a sound one, else a new one.", "schema": {"type": "string"}}
+_TIMING_HEADER = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
+_RETRY_HEADER = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+
+
+def answers(success: type[BaseModel] | tuple[type[BaseModel], ...], *problems: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: what it says on success, and the problems that it may answer with."""
+    models = success if isinstance(success, tuple) else (success,)
+    references = [_reference(model) for model in models]
+    schema = references[0] if len(references) == 1 else {"oneOf": references}
+    documented: dict[int | str, dict[str, Any]] = {
+        200: {
+            "description": (models[0].__doc__ or "").partition("\n")[0],
+            "headers": {"X-Request-ID": _ID_HEADER, "Server-Timing": _TIMING_HEADER},
+            "content": {"application/json": {"schema": schema}},
+        }
+    }
+    for status in problems:
+        headers = {"X-Request-ID": _ID_HEADER} | ({"Retry-After": _RETRY_HEADER} if status in (429, 503) else {})
+        documented[status] = {
+            "description": _PROBLEMS[status],
+            "headers": headers,
+            "content": {MEDIA_TYPE: {"schema": _reference(schemas.Problem)}},
+        }
+    return documented
+
+
+def classify_answers(task: Task) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a classification route."""
+    success = (schemas.ImageResult, schemas.ImageResults) if task == "image" else schemas.VideoResult
+    return answers(success, *_CLASSIFY_PROBLEMS)
+
+
+def classify_extra(task: Task, limits: QueryLimits, max_files: int) -> dict[str, Any]:
+    """Parameters and request body of a classification route, which FastAPI cannot see."""
+    binary = {"type": "string", "format": "binary"}
+    file: dict[str, Any] = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
+    part = {"type": "array", "items": file, "minItems": 1, "maxItems": max_files} if task == "image" else file
+    form = {"type": "object", "properties": {"file": part}, "required": ["file"], "additionalProperties": False}
+    content: dict[str, Any] = {
+        "multipart/form-data": {"schema": form},
+        "application/octet-stream": {"schema": binary},
+        f"{task}/*": {"schema": binary},
+    }
+    if task == "image":
+        content["application/json"] = {"schema": _reference(schemas.Images)}
+    return {"parameters": parameters(task, limits), "requestBody": {"required": True, "content": content}}
+
+
+def install(app: FastAPI, *, secured: bool) -> None:
+    """Have `app` answer with the full document, made once at the first call. `secured`: an API key is asked for."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, secured)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign] # FastAPI's documented way of extending the document
+
+
+def _document(app: FastAPI, secured: bool) -> dict[str, Any]:
+    document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=app.routes)
+    components = document.setdefault("components", {})
+    _, definitions = models_json_schema([(model, "serialization") for model in _ON_THE_WIRE], ref_template=_REFERENCE)
+    components["schemas"] = definitions["$defs"]
+    if secured:
+        components["securitySchemes"] = {
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }
+        for path, operations in document["paths"].items():
+            if path.startswith(("/classify/", "/models")):
+                for operation in operations.values():
+                    operation["security"] = [{"key": []}, {"bearer": []}]
+    return document
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

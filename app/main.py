@@ -1,0 +1,225 @@
+"""The composition root: makes every part from the settings, connects them, starts them, and drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from app.api.application import CLASSIFY_PATHS, Parts, build_application
+from app.api.body import UploadPace
+from app.api.classify import ClassifyBounds
+from app.api.exchange import exchange_of
+from app.api.keys import KeyRing
+from app.api.query import QueryLimits
+from app.api.uploads import UploadLimits
+from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
+from app.errors import HieraError, PackageError
+from app.media.pool import RESTART_REASONS, WORKER_STATES
+from app.server import ConnectionLimits
+from app.serving.registry import ModelRegistry
+from app.serving.remote import RemoteModels
+from app.serving.results import Task
+from app.settings import Settings, SettingsError, load_settings
+from app.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
+_log = logging.getLogger("hiera.server")
+_LONGEST_TIMEOUT_MS = 3_600_000
+
+
+class Server:
+    """The life of a core inside a server: starts it in the background, knows its condition, drains it.
+
+    Args:
+        core: started by `start`, ended by `stop`.
+        settings: where the models lie, and how long a drain may take.
+        metrics: told of the models as soon as their manifests are read.
+    """
+
+    def __init__(self, core: Core[ModelRegistry | RemoteModels], settings: Settings, metrics: Metrics) -> None:
+        self._core = core
+        self._root = settings.model_repository
+        self._drain_timeout_s = settings.shutdown_timeout_seconds
+        self._metrics = metrics
+        self._draining = False
+        self._failure: str | None = None
+        self._hopeless: str | None = None
+        self._pool_ready = False
+
+    def begin_drain(self) -> None:
+        """Readiness says no from now on; requests are still taken, because load balancers take a while to notice."""
+        self._draining = True
+
+    def refuse_requests(self) -> None:
+        """No more requests are taken; those that were admitted go on."""
+        self._draining = True
+        self._core.service.drain()
+
+    def unready_reason(self) -> str | None:
+        """Why requests should go elsewhere; None when they are welcome."""
+        if self._draining:
+            return "the server is shutting down"
+        return self.media_reason() or self._core.registry.unready_reason()
+
+    def media_reason(self) -> str | None:
+        """Why this process cannot decode, or has failed to start; None while it can."""
+        if self._failure is not None:
+            return self._failure
+        if not self._pool_ready:
+            return "the media workers are being started"
+        return self._core.pool.unhealthy
+
+    def hopeless_reason(self) -> str | None:
+        """Why only a restart would help; None while there is no need."""
+        return self._hopeless or self._core.registry.hopeless_reason()
+
+    async def start(self) -> None:
+        """Begin to load the models and start the media workers; returns at once, `unready_reason` tells the rest."""
+        threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
+        self._starting = asyncio.create_task(self._start_pool())
+
+    async def stop(self) -> None:
+        """Finish what was admitted, as far as the bound allows, then end engines and workers."""
+        self.refuse_requests()
+        if not await self._core.service.drained(self._drain_timeout_s):
+            _log.warning("%d requests were not finished", self._core.service.open_tickets)
+        self._starting.cancel()
+        await asyncio.gather(self._starting, return_exceptions=True)
+        await self._core.pool.close(0.0)
+        await asyncio.to_thread(self._core.registry.close, 1.0)
+
+    async def _start_pool(self) -> None:
+        try:
+            await self._core.pool.start()
+        except HieraError as error:
+            self._failure = self._hopeless = "the media workers cannot be started"
+            _log.error("%s: %s", self._failure, error)
+        else:
+            self._pool_ready = True
+
+    def _load_models(self) -> None:
+        try:
+            load_models(self._root, self._core.registry, self._metrics)
+        except PackageError as error:
+            self._failure = "the model repository cannot be read"
+            _log.error("%s: %s", self._failure, error)
+        # What is here now stays: the collector need not walk through it again while requests wait.
+        gc.collect()
+        gc.freeze()
+
+
+def create_app(settings: Settings | None = None, shared: SharedEngines | None = None) -> FastAPI:
+    """The ASGI application. `app.state.server` is its `Server`, for whoever handles signals, `app.state.metrics` its
+    own metrics.
+
+    Args:
+        settings: the environment's by default.
+        shared: engines in another process; by default this one has its own.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    settings = settings or load_settings()
+    tracing = None if settings.otlp_endpoint is None else _open_tracing(settings.otlp_endpoint)
+    metrics = _create_metrics(tracing)
+    core = create_core(settings, metrics) if shared is None else create_shared_core(settings, metrics, shared)
+    server = Server(core, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
+
+    parts = Parts(
+        service=core.service,
+        models=core.registry,
+        condition=server,
+        metrics=metrics,
+        exposition=metrics.exposition if shared is None else shared.exposition,
+        keys=_key_ring(settings),
+        bounds=_bounds(settings),
+        metrics_need_key=settings.metrics_need_key,
+        cors_origins=settings.cors_origin_list,
+    )
+    app = build_application(parts, lifespan)
+    if tracing is not None:
+        _trace_requests(app, tracing)
+    app.state.server = server
+    app.state.metrics = metrics
+    return app
+
+
+def connection_limits(settings: Settings, processes: int = 1) -> ConnectionLimits:
+    """The bounds of connections for one of so many HTTP processes."""
+    return ConnectionLimits(
+        max_connections=-(-settings.max_connections // processes),
+        header_timeout_s=settings.header_timeout_seconds,
+        max_header_bytes=settings.max_header_bytes,
+        keep_alive_s=settings.keep_alive_seconds,
+    )
+
+
+def create_host_metrics() -> Metrics:
+    """The metrics of a process that hosts engines for others."""
+    return _create_metrics(None)
+
+
+def _open_tracing(endpoint: str) -> Tracing:
+    try:
+        from app.telemetry.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(["HIERA_OTLP_ENDPOINT needs OpenTelemetry: install hiera-serve[otel]"]) from error
+    return Tracing.to_otlp(endpoint)
+
+
+def _create_metrics(tracing: Tracing | None) -> Metrics:
+    if tracing is None:
+        return Metrics(worker_states=WORKER_STATES, restart_reasons=RESTART_REASONS)
+    from app.telemetry.tracing import TracedMetrics
+
+    return TracedMetrics(tracing, worker_states=WORKER_STATES, restart_reasons=RESTART_REASONS)
+
+
+def _trace_requests(app: FastAPI, tracing: Tracing) -> None:
+    from app.telemetry.tracing import TraceRequests
+
+    def describe(scope: Any) -> dict[str, str]:
+        exchange = exchange_of(scope)
+        return {"hiera.request_id": exchange.request_id, "hiera.model": exchange.model}
+
+    app.add_middleware(TraceRequests, tracing=tracing, paths=CLASSIFY_PATHS, describe=describe)
+
+
+def _bounds(settings: Settings) -> dict[Task, ClassifyBounds]:
+    query = QueryLimits(max_timeout_ms=_LONGEST_TIMEOUT_MS, max_clips=settings.max_clips)
+    pace = UploadPace(
+        idle_timeout_s=settings.upload_idle_timeout_seconds,
+        grace_s=settings.upload_grace_seconds,
+        min_bytes_per_s=settings.upload_min_bytes_per_second,
+    )
+    images = UploadLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_files_per_request)
+    video = UploadLimits(settings.max_video_bytes, settings.max_video_bytes, max_files=1)
+    return {"image": ClassifyBounds(query, images, pace), "video": ClassifyBounds(query, video, pace)}
+
+
+def _key_ring(settings: Settings) -> KeyRing:
+    try:
+        return KeyRing(settings.api_key_entries, settings.api_keys_file)
+    except ValueError as error:
+        raise SettingsError([f"HIERA_API_KEYS or HIERA_API_KEYS_FILE: {error}"]) from error
+    except OSError as error:
+        raise SettingsError([f"HIERA_API_KEYS_FILE cannot be read: {error}"]) from error

@@ -1,0 +1,284 @@
+"""`--http-workers N`: this process hosts the engines, and keeps N HTTP workers that share them.
+
+    connections ──accept──▶ engine host ──each connection to the next worker──▶ HTTP worker, with its media workers
+                            registry, batchers, engines ◀──rows of decoded files, by descriptor──┘
+
+The host listens and hands connections out in turn, so they spread evenly, and no connection waits in the queue of a
+worker that has died. It never reads from one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+import app
+from app.core import create_registry, load_models
+from app.errors import PackageError
+from app.http_worker import WRONG_SETTING_STATUS
+from app.main import create_host_metrics
+from app.serving.board import clear_line, create_board
+from app.serving.host import Session
+from app.serving.table import ModelTable
+from app.serving.wire import Phase, State
+from app.settings import Settings
+from app.telemetry.totals import Totals
+
+_log = logging.getLogger("hiera.server")
+
+_LOOK_EVERY_S = 0.1
+_BEAT_S = 1.0
+_START_TIMEOUT_S = 60.0
+_SILENCE_S = 20.0  # a worker that has not reported for so long hangs
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_REPORT_TIMEOUT_S = 1.0
+_CLEAN_UP_S = 10.0  # for a worker, beyond the bound of its shutdown
+_ACCEPTS_AT_A_TIME = 32
+_ACCEPT_PAUSE_S = 0.1
+
+
+@dataclass
+class _Place:
+    """A worker's place; its successors take the same."""
+
+    line: int
+    process: subprocess.Popen[bytes] | None = None
+    session: Session | None = None
+    losses: int = 0
+
+
+class EngineHost:
+    """The engines and the HTTP workers in front of them.
+
+    Args:
+        settings: with `http_workers` above 1.
+        listener: the listening socket.
+        on_serving: called once, when the first worker takes connections.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, on_serving: Callable[[], None]) -> None:
+        listener.setblocking(False)
+        self._settings = settings
+        self._listener = listener
+        self._on_serving: Callable[[], None] | None = on_serving
+        self._metrics = create_host_metrics()
+        self._registry = create_registry(settings, self._metrics)
+        self._totals = Totals(self._metrics.registry)
+        self._table = ModelTable(self._registry)
+        self._board = create_board(settings.http_workers)
+        self._places = [_Place(line) for line in range(settings.http_workers)]
+        self._turn = 0
+        self._accepting = False
+        self._draining = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._grace: asyncio.TimerHandle | None = None
+        self._failure: str | None = None
+        self._state = State("the engines are being started", None, {})
+        self._told = 0.0
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until a signal, then drain. Returns the exit status: 0, or 2 when the workers find a setting wrong."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
+        keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
+        looking = asyncio.create_task(self._look())
+        await self._stopping.wait()
+        self._stop_accepting()
+        self._listener.close()
+        self._direct(Phase.STOP)
+        _, late = await asyncio.wait(keepers, timeout=self._settings.shutdown_timeout_seconds + _CLEAN_UP_S)
+        for place in self._places:
+            if place.process is not None:
+                _log.warning("HTTP worker %d did not end in time and is killed", place.line)
+                place.process.kill()
+        if late:
+            await asyncio.wait(late)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        self._table.close()
+        await asyncio.to_thread(self._registry.close, 1.0)
+        return self._status
+
+    def _load_models(self) -> None:
+        try:
+            load_models(self._settings.model_repository, self._registry, self._metrics)
+        except PackageError as error:
+            self._failure = "the model repository cannot be read"
+            _log.error("%s: %s", self._failure, error)
+
+    async def _keep(self, place: _Place) -> None:
+        """Have a worker at `place`, one after the other, until the drain."""
+        loop = asyncio.get_running_loop()
+        while not self._draining.is_set():
+            began = time.monotonic()
+            ended = asyncio.Event()
+            channel, process = self._spawn(place.line)
+            watch = os.pidfd_open(process.pid)
+            loop.add_reader(watch, ended.set)
+            session = Session(channel, self._table, self._scrape, ended.set)
+            place.process, place.session = process, session
+            await ended.wait()
+            loop.remove_reader(watch)
+            os.close(watch)
+            if not self._draining.is_set():
+                process.kill()
+            status = await asyncio.to_thread(process.wait)
+            session.close()
+            place.process = place.session = None
+            self._totals.retire(session.samples)
+            clear_line(self._board, place.line)
+            if self._draining.is_set():
+                return
+            if status == WRONG_SETTING_STATUS:
+                self._status = status
+                self._draining.set()
+                self._stopping.set()
+                return
+            place.losses = 1 if time.monotonic() - began > _LONGEST_PAUSE_S else place.losses + 1
+            pause_s = min(_FIRST_PAUSE_S * 2 ** (place.losses - 1), _LONGEST_PAUSE_S)
+            _log.error("HTTP worker %d ended with status %d; the next one starts in %g s", place.line, status, pause_s)
+            await asyncio.sleep(pause_s)
+
+    def _spawn(self, line: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        settings = os.memfd_create("settings", os.MFD_CLOEXEC)
+        try:
+            os.write(settings, pickle.dumps(self._settings))
+            descriptors = (theirs.fileno(), self._board, settings)
+            import_root = str(Path(app.__file__).resolve().parent.parent)
+            paths = [import_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+            process = subprocess.Popen(  # noqa: S603 - the command is ours
+                [sys.executable, "-P", "-m", "app.http_worker", *map(str, (*descriptors, line, os.getpid()))],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                process_group=0,  # Ctrl-C is for the host
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(settings)
+        return ours, process
+
+    async def _look(self) -> None:
+        """Keep the workers informed, watch them, and take connections while any of them can."""
+        while True:
+            sessions = [place.session for place in self._places if place.session is not None]
+            if self._table.refresh():
+                for session in sessions:
+                    session.show_models()
+            self._table.let_go()
+            now = time.monotonic()
+            state = self._table.state(self._failure or self._workers_reason())
+            turned = (state.unready_reason, state.hopeless_reason) != (
+                self._state.unready_reason,
+                self._state.hopeless_reason,
+            )
+            self._state = state
+            if turned or now - self._told >= _BEAT_S:
+                self._told = now
+                for session in sessions:
+                    session.show_state(state)
+                self._end_silent(now)
+            if not self._accepting and not self._stopping.is_set() and any(each.serving for each in sessions):
+                self._accepting = True
+                asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+                if self._on_serving is not None:
+                    self._on_serving()
+                    self._on_serving = None
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _workers_reason(self) -> str | None:
+        """Why the HTTP workers are not all well."""
+        for place in self._places:
+            if place.session is None or not place.session.serving:
+                return "an HTTP worker is being started"
+            if place.session.unhealthy is not None:
+                return place.session.unhealthy
+        return None
+
+    def _end_silent(self, now: float) -> None:
+        for place in self._places:
+            if place.session is not None and place.process is not None:
+                allowed_s = _SILENCE_S if place.session.serving else _START_TIMEOUT_S
+                if now - place.session.heard > allowed_s:
+                    _log.error("HTTP worker %d has not reported for %g s and is killed", place.line, allowed_s)
+                    place.process.kill()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_AT_A_TIME):
+            serving = [place.session for place in self._places if place.session and place.session.serving]
+            if not serving:
+                self._stop_accepting()  # `_look` begins again; until then connections wait in the backlog
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                return
+            except OSError as error:
+                _log.error("connections cannot be accepted: %s", error)
+                self._stop_accepting()
+                return
+            self._turn += 1
+            serving[self._turn % len(serving)].give(connection)
+
+    def _stop_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+        """The metrics of all processes; of a worker that does not report in time, its last ones."""
+        sessions = [place.session for place in self._places if place.session is not None]
+        reports = [session.report() for session in sessions if session.serving]
+        if reports:
+            await asyncio.wait(reports, timeout=_REPORT_TIMEOUT_S)
+        return self._totals.render([session.samples for session in sessions], accept)
+
+    def _signalled(self, number: int) -> None:
+        name, grace_s = signal.Signals(number).name, self._settings.shutdown_grace_seconds
+        if self._stopping.is_set():
+            _log.warning("%s again: requests that are not finished are dropped", name)
+            self._direct(Phase.DROP)
+        elif self._grace is not None:
+            _log.info("%s again: no further requests are taken", name)
+            self._grace.cancel()
+            self._stopping.set()
+        else:
+            _log.info("%s: draining; no longer ready, requests are taken for another %g s", name, grace_s)
+            self._draining.set()
+            self._direct(Phase.DRAIN)
+            self._grace = asyncio.get_running_loop().call_later(grace_s, self._stopping.set)
+
+    def _direct(self, phase: Phase) -> None:
+        for place in self._places:
+            if place.session is not None:
+                place.session.direct(phase)
+
+
+def serve(settings: Settings, listener: socket.socket, on_serving: Callable[[], None]) -> int:
+    """Serve with `settings.http_workers` HTTP processes until a signal, then drain. Returns the exit status."""
+
+    async def host_engines() -> int:
+        return await EngineHost(settings, listener, on_serving).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(host_engines())

@@ -1,0 +1,234 @@
+"""The HTTP server on its socket: uvicorn, with bounds on connections and headers, and with a drain that loses nothing.
+
+SIGTERM or SIGINT ──> not ready, requests are still taken ──grace──> no new ones ──> accepted ones finish ──> end
+                          a second signal skips the grace          a second signal ends them unfinished
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import Problem
+
+_log = logging.getLogger("hiera.server")
+_BACKLOG = 2048
+_CLEAN_UP_S = 5.0  # beyond the bound of a shutdown, for closing what the requests used
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a connection may take before a request is understood."""
+
+    max_connections: int
+    header_timeout_s: float
+    max_header_bytes: int
+    keep_alive_s: float
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    status: int
+    title: str
+    code: str
+    detail: str
+
+
+_NOT_HTTP = _Refusal(400, "Bad Request", "malformed_request", "this is not a valid HTTP/1.1 request.")
+_TOO_LATE = _Refusal(408, "Request Timeout", "upload_too_slow", "the request's headers came too slowly.")
+_TOO_LONG = _Refusal(
+    431, "Request Header Fields Too Large", "headers_too_large", "the request's headers are too large."
+)
+_TOO_MANY = _Refusal(503, "Service Unavailable", "too_many_connections", "all connections are taken; try again later.")
+
+
+def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request."""
+
+    class LimitedProtocol(HttpToolsProtocol):
+        _reading_head = True
+        _head_bytes = 0
+        _spoke = False
+        _head_timer: asyncio.TimerHandle | None = None
+        _refusal = _NOT_HTTP
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_head_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._spoke = True
+            self._head_bytes += len(data)
+            super().data_received(data)
+            if not self._reading_head:
+                self._stop_head_timer()
+            elif self._head_bytes > limits.max_header_bytes:
+                self._refuse(_TOO_LONG)
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
+
+        def on_message_begin(self) -> None:
+            self._reading_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            # Reads bring more than the head, so the count is exact only where it could matter.
+            if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
+                self._refusal = _TOO_LONG
+            elif len(self.connections) > limits.max_connections and not self.url.startswith(b"/health/"):
+                self._refusal = _TOO_MANY
+            if self._refusal is not _NOT_HTTP:
+                raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into send_400_response
+            self._reading_head = False
+            self._head_bytes = 0
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(self._refusal)
+
+        def _head_size(self) -> int:
+            return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+        def _stop_head_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _refuse(self, refusal: _Refusal) -> None:
+            self._stop_head_timer()
+            if self.transport.is_closing():
+                return
+            if self._spoke:
+                self.transport.write(_refusal_bytes(refusal))
+            self.transport.close()
+
+    return LimitedProtocol
+
+
+def _refusal_bytes(refusal: _Refusal) -> bytes:
+    request_id = os.urandom(16).hex()
+    body = Problem(
+        type=f"/docs#{refusal.code}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=refusal.detail,
+        code=refusal.code,
+        request_id=request_id,
+    ).model_dump_json()
+    headers = [
+        f"content-type: {MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        f"x-request-id: {request_id}",
+        "x-content-type-options: nosniff",
+        "connection: close",
+        *(["retry-after: 1"] if refusal.status == 503 else []),
+    ]
+    return STATUS_LINE[refusal.status] + "\r\n".join([*headers, "", body]).encode()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; `::` takes IPv4 as well.
+
+    Raises:
+        OSError: the address is in use, not ours, or not to be had without more rights.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::")
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves until a signal, then drains.
+
+    Args:
+        app: the ASGI application.
+        limits: of connections.
+        grace_s: how long requests are still taken after the first signal.
+        timeout_s: how long accepted requests may then take.
+        on_drain: called at the first signal: readiness must say no from now on.
+        on_stop: called when no more requests are to be taken.
+    """
+
+    def __init__(
+        self,
+        app: object,
+        limits: ConnectionLimits,
+        *,
+        grace_s: float,
+        timeout_s: float,
+        on_drain: Callable[[], object],
+        on_stop: Callable[[], object],
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                loop="uvloop",
+                http=limited_protocol(limits),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=timeout_s + _CLEAN_UP_S,  # type: ignore[arg-type]
+            )
+        )
+        self._grace_s = grace_s
+        self._timeout_s = timeout_s
+        self._on_drain = on_drain
+        self._on_stop = on_stop
+        self._grace: asyncio.TimerHandle | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's, ends with exit status 0 after a signal instead of raising it again."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _signalled(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.should_exit:
+            _log.warning("%s again: requests that are not finished are dropped", name)
+            self._drop_requests()
+        elif self._grace is not None:
+            _log.info("%s again: no further requests are taken", name)
+            self._grace.cancel()
+            self._stop()
+        else:
+            _log.info("%s: draining; no longer ready, requests are taken for another %g s", name, self._grace_s)
+            self._on_drain()
+            self._grace = asyncio.get_running_loop().call_later(self._grace_s, self._stop)
+
+    def _stop(self) -> None:
+        self._on_stop()
+        self.should_exit = True
+        asyncio.get_running_loop().call_later(self._timeout_s, self._overran)
+
+    def _overran(self) -> None:
+        if self.server_state.tasks:
+            _log.warning("%d requests did not finish within %g s", len(self.server_state.tasks), self._timeout_s)
+            self._drop_requests()
+
+    def _drop_requests(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()

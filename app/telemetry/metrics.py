@@ -1,0 +1,190 @@
+"""Every metric of the server, defined once; `Metrics` is the observer that serving, media and the API report to.
+
+Names end in their unit, labels take values from short closed lists or from the models that are served, and each series
+exists (as 0) as soon as its labels can be known, so that a rate or an alert never starts from nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
+
+TASKS = ("image", "video")
+STAGES = ("upload", "decode", "queue", "inference", "postprocess")
+CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
+REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining")
+NO_MODEL = "none"  # the label of requests that were refused before a model was found
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own. Thread-safe; no method raises or waits for long.
+
+    Implements `ServingObserver` and `PoolObserver`, whose methods are named after the metrics.
+
+    Args:
+        worker_states, restart_reasons: the media pool's own words for them, which become labels.
+    """
+
+    def __init__(self, worker_states: Iterable[str] = (), restart_reasons: Iterable[str] = ()) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # they would clutter the text format
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "hiera_requests_total", "Classification requests answered.", ("task", "model", "code"), registry=registry
+        )
+        self._request_duration = Histogram(
+            "hiera_request_duration_seconds",
+            "Time from a request's first byte to its answer.",
+            ("task", "model"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage_duration = Histogram(
+            "hiera_stage_duration_seconds",
+            "Time that one file spent in each stage.",
+            ("model", "stage"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch_rows = Histogram(
+            "hiera_batch_rows", "Rows in each batch that was run.", ("model",), buckets=_ROWS, registry=registry
+        )
+        self._queue_rows = Gauge("hiera_queue_rows", "Rows that wait for an engine now.", ("model",), registry=registry)
+        self._rows = Counter("hiera_rows_total", "Rows classified.", ("model",), registry=registry)
+        self._rejected = Counter(
+            "hiera_rejected_total", "Requests refused by admission.", ("model", "reason"), registry=registry
+        )
+        self._cancelled = Counter(
+            "hiera_cancelled_total",
+            "Requests dropped because the caller left or the deadline passed, by the stage that they were in.",
+            ("model", "stage"),
+            registry=registry,
+        )
+        self._media_workers = Gauge(
+            "hiera_media_workers", "Media worker processes by state.", ("state",), registry=registry
+        )
+        self._media_worker_restarts = Counter(
+            "hiera_media_worker_restarts_total", "Media workers replaced.", ("reason",), registry=registry
+        )
+        self._model_ready = Gauge(
+            "hiera_model_ready", "1 if the model is proven and serves.", ("model", "version"), registry=registry
+        )
+        self._engine_info = Gauge(
+            "hiera_engine_info",
+            "The engine that serves each model; always 1.",
+            ("model", "version", "engine", "precision", "device"),
+            registry=registry,
+        )
+        self._batch_cost = Gauge(
+            "hiera_batch_cost_seconds",
+            "Measured time of a batch by its number of rows.",
+            ("model", "rows"),
+            registry=registry,
+        )
+        self._engine_of: dict[str, tuple[str, ...]] = {}
+        for state in worker_states:
+            self._media_workers.labels(state)
+        for reason in restart_reasons:
+            self._media_worker_restarts.labels(reason)
+        for task in TASKS:
+            self._start_requests_at_zero(task, NO_MODEL)
+        self._start_refusals_at_zero(NO_MODEL)
+
+    def _start_requests_at_zero(self, task: str, model: str) -> None:
+        self._request_duration.labels(task, model)
+        for code in CODES:
+            self._requests.labels(task, model, str(code))
+
+    def _start_refusals_at_zero(self, model: str) -> None:
+        for reason in REJECTION_REASONS:
+            self._rejected.labels(model, reason)
+        for stage in STAGES:
+            self._cancelled.labels(model, stage)
+
+    def _start_work_at_zero(self, model: str) -> None:
+        self._start_refusals_at_zero(model)
+        for stage in STAGES:
+            self._stage_duration.labels(model, stage)
+        self._batch_rows.labels(model)
+        self._queue_rows.labels(model)
+        self._rows.labels(model)
+
+    def expect_models(self, models: Iterable[tuple[str, str]]) -> None:
+        """Create every series of `models`, pairs of task and name, at zero. Known ones keep their values."""
+        for task, model in models:
+            self._start_requests_at_zero(task, model)
+            self._start_work_at_zero(model)
+
+    # What the API reports.
+
+    def request(self, task: str, model: str, code: int, seconds: float) -> None:
+        """A classification request was answered with `code` after `seconds`."""
+        self._requests.labels(task, model, str(code)).inc()
+        self._request_duration.labels(task, model).observe(seconds)
+
+    # What serving reports.
+
+    def stage_duration(self, model: str, stage: str, seconds: float) -> None:
+        self._stage_duration.labels(model, stage).observe(seconds)
+
+    def batch_rows(self, model: str, rows: int) -> None:
+        self._batch_rows.labels(model).observe(rows)
+
+    def queue_rows(self, model: str, rows: int) -> None:
+        self._queue_rows.labels(model).set(rows)
+
+    def rows_total(self, model: str, rows: int) -> None:
+        self._rows.labels(model).inc(rows)
+
+    def rejected(self, model: str, reason: str) -> None:
+        self._rejected.labels(model, reason).inc()
+
+    def cancelled(self, model: str, stage: str) -> None:
+        self._cancelled.labels(model, stage).inc()
+
+    def model_ready(self, model: str, version: int, ready: bool) -> None:
+        if ready:  # one that was added while the server runs
+            self._start_work_at_zero(model)
+        self._model_ready.labels(model, str(version)).set(ready)
+
+    def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None:
+        """Name the engine of a model; the one that it replaces, if any, disappears."""
+        labels = (model, str(version), engine, precision, device)
+        replaced = self._engine_of.get(model)
+        if replaced is not None and replaced != labels:
+            self._engine_info.remove(*replaced)
+        self._engine_of[model] = labels
+        self._engine_info.labels(*labels).set(1)
+
+    def batch_cost(self, model: str, rows: int, seconds: float) -> None:
+        self._batch_cost.labels(model, str(rows)).set(seconds)
+
+    def origin(self) -> object:
+        """Nothing: metrics do not tell requests apart."""
+        return None
+
+    def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
+        """Nothing: `batch_rows` has counted it."""
+
+    # What the media pool reports.
+
+    def workers(self, state: str, count: int) -> None:
+        self._media_workers.labels(state).set(count)
+
+    def restarted(self, reason: str) -> None:
+        self._media_worker_restarts.labels(reason).inc()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type: OpenMetrics when `accept` asks for it, else Prometheus' text format."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """`render`, for who must be ready to wait for the metrics of several processes."""
+        return self.render(accept)

@@ -1,0 +1,62 @@
+"""What tests of several rooms share: a small real model repository, and real server processes over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from colours import write_colour_package
+from otlp_collector import Collector
+from running_server import RunningServer
+
+
+@pytest.fixture(scope="session")
+def colour_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository of `colours` (images) and `colours_video` (videos)."""
+    root = tmp_path_factory.mktemp("model_repo")
+    write_colour_package(root, "colours")
+    write_colour_package(root, "colours_video", task="video")
+    return root
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def start_server(tmp_path_factory: pytest.TempPathFactory, colour_repository: Path) -> Iterator[StartServer]:
+    """`start_server(setting=value, …)` starts a server; all are ended after the test."""
+    servers: list[RunningServer] = []
+
+    def start(repository: Path = colour_repository, **settings: object) -> RunningServer:
+        servers.append(RunningServer(tmp_path_factory.mktemp("server"), repository, settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, colour_repository: Path) -> Iterator[RunningServer]:
+    """One ready server with usual settings, for all tests that only send requests."""
+    running = RunningServer(tmp_path_factory.mktemp("server"), colour_repository)
+    yield running.wait_until_ready()
+    assert running.stop() == 0, running.log
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    """An HTTP client of `server`."""
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """Where traces can be sent to, and looked at."""
+    stand_in = Collector()
+    yield stand_in
+    stand_in.close()

@@ -1,0 +1,205 @@
+"""What only a socket can show: lying lengths, slow senders, callers that leave, connections that are kept or closed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from colours import GREEN, RED, image_of
+from raw_http import connect, is_closed, post_head, read_response
+from running_server import RunningServer
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, colour_repository: Path) -> Iterator[RunningServer]:
+    """A server that waits for nobody, and takes few connections."""
+    running = RunningServer(
+        tmp_path_factory.mktemp("server"),
+        colour_repository,
+        {
+            "upload_idle_timeout_seconds": 0.5,
+            "upload_grace_seconds": 1.0,
+            "upload_min_bytes_per_second": 100_000,
+            "header_timeout_seconds": 0.5,
+            "max_header_bytes": 2048,
+            "max_connections": 6,
+            "keep_alive_seconds": 1,
+            "max_image_bytes": 3_000_000,
+        },
+    ).wait_until_ready()
+    yield running
+    assert running.stop() == 0, running.log
+
+
+def counter(url: str, series: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series + " "))
+
+
+def wait_for_counter(url: str, series: str, above: float) -> None:
+    end = time.monotonic() + 20
+    while counter(url, series) <= above:
+        assert time.monotonic() < end, f"{series} stays at {above}"
+        time.sleep(0.05)
+
+
+def test_requests_follow_each_other_on_one_connection(server: RunningServer) -> None:
+    data = image_of(GREEN)
+    request = post_head("/classify/image", "image/jpeg", f"Content-Length: {len(data)}") + data
+    with connect(server.port) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            response = read_response(connection)
+            assert (response.status, response.closed) == (200, False)
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(server: RunningServer) -> None:
+    with connect(server.port) as connection:
+        connection.sendall(
+            post_head("/classify/image", "image/jpeg", "Content-Length: 999999999", "Expect: 100-continue")
+        )
+        response = read_response(connection)
+        assert (response.status, response.closed) == (413, True)  # and not 100
+        assert is_closed(connection)
+
+
+def test_a_sender_that_does_not_wait_still_gets_to_read_why_it_was_refused(server: RunningServer) -> None:
+    size = 40_000_000
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", f"Content-Length: {size}") + b"x" * size)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (413, True)
+
+
+def test_after_a_small_refused_body_the_connection_lives_on(server: RunningServer) -> None:
+    data = image_of(RED)
+    good = post_head("/classify/image", "image/jpeg", f"Content-Length: {len(data)}") + data
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image?top_k=x", "image/jpeg", "Content-Length: 6") + b"abcdef" + good)
+        refused, answered = read_response(connection), read_response(connection)
+        assert (refused.status, refused.closed) == (422, False)
+        assert answered.status == 200
+
+
+def test_a_body_longer_than_its_length_spoils_only_what_follows(server: RunningServer) -> None:
+    data = image_of(RED)
+    with connect(server.port) as connection:
+        head = post_head("/classify/image", "image/jpeg", f"Content-Length: {len(data)}")
+        connection.sendall(head + data + b"more than announced\r\n\r\n")
+        assert read_response(connection).status in (200, 400)
+        assert is_closed(connection)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        post_head("/classify/image", "image/png", "Content-Length: ten"),
+        post_head("/classify/image", "image/png", "Content-Length: 5", "Transfer-Encoding: chunked"),
+        post_head("/classify/image", "image/png", "Transfer-Encoding: chunked") + b"zz\r\n",
+        b"GET /models HTTP/1.1\r\nHost: test\r\nX: a\x00b\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused_as_a_problem(server: RunningServer, request_bytes: bytes) -> None:
+    with connect(server.port) as connection:
+        connection.sendall(request_bytes)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (400, True)
+        assert json.loads(response.body)["code"] == "malformed_request"
+
+
+def test_a_caller_that_leaves_while_uploading_is_counted_and_its_room_given_back(server: RunningServer) -> None:
+    series = 'hiera_cancelled_total{model="colours",stage="upload"}'
+    before = counter(server.url, series)
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 100000") + b"x" * 50_000)
+        time.sleep(0.2)
+    wait_for_counter(server.url, series, before)
+    assert '"status": 499' in server.log
+
+
+def test_a_caller_that_leaves_while_its_picture_is_decoded_is_counted(server: RunningServer) -> None:
+    series = 'hiera_cancelled_total{model="colours",stage="decode"}'
+    before = counter(server.url, series)
+    slow = image_of(RED, (9000, 9000), "PNG")
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/png", f"Content-Length: {len(slow)}") + slow)
+        time.sleep(0.1)
+    wait_for_counter(server.url, series, before)
+
+
+def test_a_sender_that_pauses_is_told_that_it_is_too_slow(impatient: RunningServer) -> None:
+    with connect(impatient.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 1000") + b"x" * 10)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (408, True)
+        assert json.loads(response.body)["code"] == "upload_too_slow"
+
+
+def test_a_sender_that_drips_is_told_that_it_is_too_slow(impatient: RunningServer) -> None:
+    with connect(impatient.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 2000000"))
+        connection.settimeout(0.05)
+        status = None
+        for _ in range(400):
+            try:
+                connection.sendall(b"x" * 10)
+                status = read_response(connection).status
+                break
+            except TimeoutError:
+                continue
+        assert status == 408
+
+
+def test_headers_that_do_not_come_are_not_waited_for(impatient: RunningServer) -> None:
+    with connect(impatient.port) as silent:
+        assert is_closed(silent)
+    with connect(impatient.port) as connection:
+        connection.sendall(b"GET /models HTTP/1.1\r\nHost: te")
+        assert read_response(connection).status == 408
+
+
+def test_headers_that_are_too_large_are_refused(impatient: RunningServer) -> None:
+    for lines in ("X: " + "y" * 3000, "\r\n".join(f"X{i}: {'y' * 50}" for i in range(100))):
+        with connect(impatient.port) as connection:
+            connection.sendall(f"GET /models HTTP/1.1\r\nHost: test\r\n{lines}\r\n\r\n".encode())
+            response = read_response(connection)
+            assert (response.status, response.closed) == (431, True)
+
+
+def test_a_large_body_beside_small_headers_is_no_large_header(impatient: RunningServer) -> None:
+    data = image_of(RED, (700, 700), "BMP")
+    response = httpx.post(f"{impatient.url}/classify/image", files={"file": data}, timeout=60)
+    assert response.status_code == 200
+
+
+def test_an_idle_connection_is_closed_after_its_time(impatient: RunningServer) -> None:
+    with connect(impatient.port) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert read_response(connection).status == 200
+        assert is_closed(connection)
+
+
+def test_connections_beyond_the_bound_are_refused_but_health_is_answered(impatient: RunningServer) -> None:
+    taken: list[socket.socket] = []
+    try:
+        for _ in range(6):
+            connection = socket.create_connection(("127.0.0.1", impatient.port), timeout=30)
+            connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 10") + b"x")
+            taken.append(connection)
+        with connect(impatient.port) as further:
+            further.sendall(b"GET /models HTTP/1.1\r\nHost: test\r\n\r\n")
+            response = read_response(further)
+            assert (response.status, json.loads(response.body)["code"]) == (503, "too_many_connections")
+            assert int(response.headers["retry-after"]) >= 1
+        with connect(impatient.port) as health:
+            health.sendall(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert read_response(health).status == 200
+    finally:
+        for connection in taken:
+            connection.close()

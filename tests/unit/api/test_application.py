@@ -1,0 +1,279 @@
+"""The whole application over a service that is steered: what a real one does only on a bad day."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+import pytest
+from asgi_double import Channel
+from fastapi import FastAPI
+
+from app.api.application import Parts, build_application
+from app.api.body import UploadPace
+from app.api.classify import ClassifyBounds
+from app.api.keys import KeyRing
+from app.api.query import QueryLimits
+from app.api.uploads import UploadLimits
+from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
+from app.serving.results import Classification, Latency, ModelIdentity, Prediction, Task
+from app.serving.service import Service
+from app.telemetry import logs
+from app.telemetry.metrics import Metrics
+
+IDENTITY = ModelIdentity("m", 3, "noop", "fp32", demo=True, random_weights=True, noop=True)
+ANSWER = Classification(IDENTITY, (Prediction(7, "cat", 0.75),), Latency(0.004, 0.003, 0.002, 0.001), 4)
+
+
+class SteeredTicket:
+    """Counts its releases; the model is always `m`."""
+
+    def __init__(self) -> None:
+        self.released = 0
+        self.deadline = float("inf")
+        self.model = type("Model", (), {"name": "m"})()
+        self.grown: list[dict[str, int]] = []
+
+    def grow(self, **more: int) -> None:
+        self.grown.append(more)
+
+    def __enter__(self) -> SteeredTicket:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.released += 1
+
+
+class SteeredService:
+    """Answers each file with the next of `outcomes`, the last one for ever; `refusal` refuses at the door."""
+
+    def __init__(self, *outcomes: object, refusal: HieraError | None = None) -> None:
+        self._outcomes = list(outcomes) or [ANSWER]
+        self._refusal = refusal
+        self.tickets: list[SteeredTicket] = []
+        self.admitted: list[dict[str, object]] = []
+        self.cancelled = 0
+
+    def admit(self, task: Task, options: object, **what: object) -> SteeredTicket:
+        if self._refusal is not None:
+            raise self._refusal
+        self.admitted.append(what)
+        self.tickets.append(SteeredTicket())
+        return self.tickets[-1]
+
+    async def classify(self, ticket: SteeredTicket, body: object) -> Classification:
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        if callable(outcome):
+            try:
+                return cast(Classification, await outcome())
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return cast(Classification, outcome)
+
+
+class Condition:
+    """Both reasons, as given."""
+
+    def __init__(self, unready: str | None = None, hopeless: str | None = None) -> None:
+        self._unready, self._hopeless = unready, hopeless
+
+    def unready_reason(self) -> str | None:
+        return self._unready
+
+    def hopeless_reason(self) -> str | None:
+        return self._hopeless
+
+    def models(self) -> list[Any]:
+        raise RuntimeError("a bug with a password in it: hunter2")
+
+
+def build(service: SteeredService, condition: Condition | None = None, metrics: Metrics | None = None) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> Any:
+        yield
+
+    condition, metrics = condition or Condition(), metrics or Metrics()
+    bounds = ClassifyBounds(QueryLimits(60_000, 8), UploadLimits(1000, 4000, 4), UploadPace(30, 30, 1))
+    parts = Parts(
+        service=cast(Service, service),
+        models=condition,
+        condition=condition,
+        metrics=metrics,
+        exposition=metrics.exposition,
+        keys=KeyRing(),
+        bounds={"image": bounds, "video": bounds},
+    )
+    return build_application(parts, lifespan)
+
+
+def ask(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+    async def scenario() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(scenario())
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What is logged meanwhile, as JSON lines."""
+    stream = io.StringIO()
+    root = logging.getLogger()
+    before, level = root.handlers, root.level
+    logs.configure("json", "info", stream)
+    yield stream
+    root.handlers = before
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def lines(log: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def test_an_answer_that_means_little_says_so_loudly() -> None:
+    result = ask(build(SteeredService()), "POST", "/classify/image", files={"file": b"x"}).json()
+    assert result["model"] == {
+        "name": "m",
+        "version": 3,
+        "engine": "noop",
+        "precision": "fp32",
+        "demo": True,
+        "random_weights": True,
+        "noop": True,
+    }
+    assert result["predictions"] == [{"class_id": 7, "label": "cat", "probability": 0.75}]
+    assert result["batch_rows"] == 4
+
+
+@pytest.mark.parametrize("error", [EngineError("CUDA error at 0xdead"), ValueError("hunter2")])
+def test_a_failure_of_ours_is_a_500_whose_stack_trace_is_in_the_log_alone(log: io.StringIO, error: Exception) -> None:
+    service = SteeredService(error)
+    response = ask(build(service), "POST", "/classify/image", files={"file": b"x"}, headers={"X-Request-ID": "r-77"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] == "r-77"
+    assert str(error) not in response.text
+    failed = next(line for line in lines(log) if line["level"] == "error")
+    assert failed["request_id"] == "r-77"
+    assert str(error) in failed["exception"]
+    assert "Traceback" in failed["exception"]
+    assert [ticket.released for ticket in service.tickets] == [1]
+
+
+def test_a_bug_in_a_plain_route_is_a_500_too(log: io.StringIO) -> None:
+    response = ask(build(SteeredService()), "GET", "/models")
+    assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
+    assert "hunter2" not in response.text
+    assert "hunter2" in log.getvalue()
+
+
+def test_of_several_files_one_that_fails_inside_costs_the_others_nothing(log: io.StringIO) -> None:
+    service = SteeredService(ANSWER, EngineError("inside"), BrokenMedia("cut off"), ANSWER)
+    response = ask(build(service), "POST", "/classify/image", files=[("file", b"x")] * 4)
+    results = response.json()["results"]
+    assert response.status_code == 200
+    assert [each.get("code", "ok") for each in results] == ["ok", "internal_error", "broken_media", "ok"]
+    assert "inside" not in response.text
+    assert "inside" in log.getvalue()
+    assert service.tickets[0].grown == [{"files": 1}] * 3
+    assert service.tickets[0].released == 1
+
+
+def test_a_deadline_and_an_overload_while_working_reach_the_caller() -> None:
+    late = ask(build(SteeredService(DeadlineExceeded("too late"))), "POST", "/classify/image", files={"file": b"x"})
+    assert (late.status_code, late.json()["detail"]) == (504, "too late.")
+    full = SteeredService(refusal=Overloaded("full", retry_after_s=7.2))
+    refused = ask(build(full), "POST", "/classify/image", files={"file": b"x"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "8")
+    away = SteeredService(refusal=Unavailable("shutting down", code="draining"))
+    drained = ask(build(away), "POST", "/classify/video", files={"file": b"x"})
+    assert (drained.status_code, drained.json()["code"]) == (503, "draining")
+    assert int(drained.headers["retry-after"]) >= 1
+
+
+def test_room_is_reserved_by_the_announced_length_or_as_the_bytes_come() -> None:
+    announced = SteeredService()
+    ask(build(announced), "POST", "/classify/image", content=b"x" * 500)
+    assert announced.admitted[0]["body_bytes"] == 500
+    assert announced.tickets[0].grown == []
+
+    async def chunks() -> Any:
+        yield b"x" * 100
+        yield b"y" * 50
+
+    streamed = SteeredService()
+    headers = {"content-type": "image/png"}
+    ask(build(streamed), "POST", "/classify/image", content=chunks(), headers=headers)
+    assert streamed.admitted[0]["body_bytes"] == 0
+    assert sum(more["body_bytes"] for more in streamed.tickets[0].grown) == 150
+
+
+def test_a_caller_that_leaves_ends_the_work_and_gives_the_room_back(log: io.StringIO) -> None:
+    service = SteeredService(lambda: asyncio.sleep(60))
+    metrics = Metrics()
+
+    async def scenario() -> Channel:
+        channel = Channel([b"x"], {"content-type": "image/png"})
+        channel.scope |= {"path": "/classify/image", "raw_path": b"/classify/image", "root_path": ""}
+        asyncio.get_running_loop().call_later(0.05, channel.leave)
+        await build(service, metrics=metrics)(channel.scope, channel.receive, channel.send)
+        return channel
+
+    asyncio.run(scenario())
+    assert (service.cancelled, service.tickets[0].released) == (1, 1)
+    counted = metrics.registry.get_sample_value("hiera_requests_total", {"task": "image", "model": "m", "code": "499"})
+    assert counted == 1
+    assert lines(log)[-1]["code"] == "cancelled"
+
+
+def test_health_says_why_not() -> None:
+    app = build(SteeredService(), Condition(unready="the models are being loaded", hopeless="the engine hangs"))
+    ready, live = ask(app, "GET", "/health/ready"), ask(app, "GET", "/health/live")
+    assert (ready.status_code, ready.json()["code"], ready.json()["detail"]) == (
+        503,
+        "not_ready",
+        "the models are being loaded.",
+    )
+    assert (live.status_code, live.json()["code"], live.json()["detail"]) == (503, "not_live", "the engine hangs.")
+
+
+@pytest.mark.parametrize("sent", ["abc", "A.b_c-9", "x" * 128])
+def test_a_sound_request_id_of_the_caller_is_kept(sent: str) -> None:
+    assert (
+        ask(build(SteeredService()), "GET", "/health/live", headers={"X-Request-ID": sent}).headers["x-request-id"]
+        == sent
+    )
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "ab\u00e9", 'a"b', "<script>", "a,b"])
+def test_an_unsound_one_is_replaced(sent: str) -> None:
+    headers = [(b"X-Request-ID", sent.encode("latin-1"))]
+    given = ask(build(SteeredService()), "GET", "/health/live", headers=headers).headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", given)
+
+
+def test_the_access_line_has_the_stages_and_neither_query_nor_payload(log: io.StringIO) -> None:
+    ask(build(SteeredService()), "POST", "/classify/image?top_k=2", files={"file": b"private bytes"})
+    line = next(line for line in lines(log) if line["logger"] == "hiera.access")
+    assert (line["method"], line["path"], line["status"], line["model"], line["files"]) == (
+        "POST",
+        "/classify/image",
+        200,
+        "m",
+        1,
+    )
+    stages = ["upload_ms", "decode_ms", "queue_ms", "inference_ms", "postprocess_ms"]
+    assert [name for name in line if name.endswith("_ms") and name != "duration_ms"] == stages
+    assert line["decode_ms"] == 4.0
+    assert "private" not in log.getvalue()
+    assert "top_k" not in str(line)

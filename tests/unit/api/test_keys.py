@@ -1,0 +1,59 @@
+"""API keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.api.keys import KeyRing
+
+
+def sent(secret: str) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x"), (b"x-api-key", secret.encode())]
+
+
+def test_without_keys_none_is_required() -> None:
+    assert not KeyRing().required
+
+
+def test_a_key_is_known_by_its_name() -> None:
+    keys = KeyRing(["alice:aaa", "bob:b:b:b", "plain"])
+    assert keys.required
+    assert [keys.name_of(sent(secret)) for secret in ("aaa", "b:b:b", "plain")] == ["alice", "bob", "key3"]
+    assert [keys.name_of(sent(secret)) for secret in ("aa", "aaaa", "", "alice", "AAA")] == [None] * 5
+    assert keys.name_of([(b"authorization", b"Bearer aaa")]) == "alice"
+    assert keys.name_of([]) is None
+
+
+@pytest.mark.parametrize("entry", ["", ":", "alice:", ":xyzzy", "alice:two words", "alice:xy\x00"])
+def test_an_entry_that_is_no_key_is_refused_without_showing_it(entry: str) -> None:
+    with pytest.raises(ValueError, match="API key 1 is not of the form") as raised:
+        KeyRing([entry])
+    assert "xy" not in str(raised.value)
+
+
+def test_a_file_is_read_again_when_it_changes_and_kept_when_it_cannot_be(tmp_path: Path) -> None:
+    now = [0.0]
+    file = tmp_path / "keys"
+    file.write_text("# comment\n\nalice:one\n")
+    keys = KeyRing(["fixed:stays"], file, clock=lambda: now[0])
+    assert keys.name_of(sent("one")) == "alice"
+    file.write_text("alice:another\n")
+    assert keys.name_of(sent("another")) is None  # not looked at again yet
+    now[0] += 2
+    assert keys.name_of(sent("another")) == "alice"
+    assert keys.name_of(sent("one")) is None
+    file.unlink()
+    now[0] += 2
+    assert keys.name_of(sent("another")) == "alice"
+    file.write_text("broken entry here\n")
+    now[0] += 2
+    assert keys.name_of(sent("another")) == "alice"
+    assert keys.name_of(sent("stays")) == "fixed"
+
+
+def test_a_file_of_keys_closes_the_server_even_while_it_is_empty(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.touch()
+    assert KeyRing(file=file).required

@@ -1,0 +1,72 @@
+"""Bodies that nobody wants."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgi_double import Channel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.unread import FinishUnreadBodies, UnreadBounds
+
+BOUNDS = UnreadBounds(keep_alive_bytes=100, keep_alive_s=0.2, linger_bytes=1000, linger_s=0.2)
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(b"no", 413)(scope, receive, send)
+
+
+async def accept(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        continue
+    await Response(b"yes")(scope, receive, send)
+
+
+def answer(app: object, channel: Channel) -> Channel:
+    asyncio.run(FinishUnreadBodies(app, BOUNDS)(channel.scope, channel.receive, channel.send))  # type: ignore[arg-type]
+    assert channel.sent[-1].get("more_body", False) is False
+    return channel
+
+
+def test_a_body_that_was_read_changes_nothing() -> None:
+    channel = answer(accept, Channel([b"abc"], {"content-length": "3"}))
+    assert b"connection" not in channel.headers
+    assert channel.body == b"yes"
+
+
+def test_a_small_refused_body_is_read_so_that_the_connection_can_stay() -> None:
+    channel = answer(refuse, Channel([b"a" * 50, b"b" * 50], {"content-length": "100"}))
+    assert channel.taken == 2
+    assert b"connection" not in channel.headers
+
+
+def test_a_large_refused_body_is_answered_first_and_read_on_within_bounds() -> None:
+    channel = answer(refuse, Channel([b"x" * 400] * 10, {"content-length": "4000"}))
+    assert channel.headers[b"connection"] == b"close"
+    assert channel.body == b"no"
+    assert channel.taken == 3  # 1,200 bytes: the first chunk past the bound ends it
+    assert [message.get("more_body") for message in channel.sent[1:]] == [True, False]
+
+
+def test_a_body_without_a_length_counts_as_large() -> None:
+    channel = answer(refuse, Channel([b"x"], {"transfer-encoding": "chunked"}))
+    assert channel.headers[b"connection"] == b"close"
+
+
+def test_a_sender_that_dawdles_is_not_waited_for_long() -> None:
+    channel = answer(refuse, Channel([b"x"], {"content-length": "50"}, end=False))
+    assert channel.headers[b"connection"] == b"close"
+    assert channel.body == b"no"
+
+
+def test_a_sender_that_waits_for_permission_is_answered_at_once() -> None:
+    channel = answer(refuse, Channel([b"x"], {"content-length": "50", "expect": "100-continue"}))
+    assert channel.taken == 0
+    assert channel.headers[b"connection"] == b"close"
+
+
+def test_a_request_without_a_body_is_no_concern() -> None:
+    channel = answer(refuse, Channel([b""], method="GET"))
+    assert channel.taken == 0
+    assert b"connection" not in channel.headers

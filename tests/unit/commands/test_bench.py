@@ -1,0 +1,118 @@
+"""`hiera-serve bench` against a small server on a real socket that answers as ours does."""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from app.commands import bench
+from app.errors import InvalidParameter
+
+MODEL = {"batch_curve": [{"rows": 1, "milliseconds": 2.0}, {"rows": 2, "milliseconds": 1.0}]}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    noop = False
+    status = 200
+
+    def do_GET(self) -> None:
+        assert self.path == "/models/tiny"
+        self._send(200, json.dumps(MODEL).encode(), "application/json")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        model = {"name": "tiny", "engine": "openvino", "precision": "bf16", **({"noop": True} if self.noop else {})}
+        self._send(self.status, json.dumps({"model": model, "code": "overloaded"}).encode(), "application/json")
+
+    def _send(self, status: int, body: bytes, content_type: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Server-Timing", "decode;dur=0.01, inference;dur=0.02")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = type("Chosen", (Handler,), getattr(request, "param", {}))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(["--seconds", "0.3", "--warmup", "0.05", *words])
+
+
+def test_a_running_server_is_measured_and_the_figures_are_written(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--url", url, "--connections", "1,2", "--rates", "30", "--output", str(tmp_path))
+    assert bench.run(arguments(*words)) == 0
+    table = capsys.readouterr().out
+    assert "tiny on openvino bf16" in table
+    assert "2,000.0 rows/s" in table  # two rows in a millisecond
+    for load in ("1 connection ", "2 connections", "30.0/s offered"):
+        assert load in table
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [run["errors"] for run in results["runs"]] == [{}, {}, {}]
+    assert all(run["succeeded"] > 0 and run["overhead_ms"]["p50"] > 0 for run in results["runs"])
+    assert ElementTree.parse(tmp_path / "latency.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("url", [{"noop": True}], indirect=True)
+def test_the_no_op_engine_is_named_and_has_no_efficiency(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run(arguments("--url", url, "--connections", "1", "--rates", "none"))
+    table = capsys.readouterr().out
+    assert "no-op engine is on" in table
+    assert "%" not in table
+
+
+@pytest.mark.parametrize("url", [{"status": 429}], indirect=True)
+def test_a_server_that_only_refuses_is_a_failure_with_its_errors_counted(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.run(arguments("--url", url, "--connections", "1", "--rates", "none", "--json")) == 1
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["succeeded"] == 0
+    assert run["errors"]["429"] == run["answers"] > 0
+
+
+def test_automatic_rates_are_parts_of_what_the_closed_loop_reached(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.run(arguments("--url", url, "--connections", "1", "--json"))
+    closed, *opened = json.loads(capsys.readouterr().out)["runs"]
+    parts = [run["offered_per_s"] / closed["throughput_per_s"] for run in opened]
+    assert parts == pytest.approx([0.25, 0.5, 0.75, 0.9, 1.1], abs=0.01)
+
+
+def test_another_machine_is_not_loaded() -> None:
+    with pytest.raises(InvalidParameter, match="--allow-remote"):
+        bench.run(arguments("--url", "http://192.0.2.1:8000"))
+
+
+def test_a_missing_file_is_named_before_anything_is_started() -> None:
+    with pytest.raises(InvalidParameter, match=r"nowhere\.jpg"):
+        bench.run(arguments("nowhere.jpg"))
+
+
+def test_the_sample_photo_is_there() -> None:
+    assert bench.SAMPLE_PHOTO.read_bytes().startswith(b"\xff\xd8")

@@ -1,0 +1,91 @@
+"""The shared loop learns, ends its schedule at zero, and its quick arithmetic is the same arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from export.hiera import Hiera, HieraConfig
+from training.arithmetic import FastCpuArithmetic
+from training.loop import AveragedWeights, Batch, LoopSettings, learning_rate_factor, optimisers, train
+
+TINY = HieraConfig(16, 1, (1, 1), 4, (16, 16), (3, 3), (2, 2), (1, 1), mask_unit_size=(2, 2), mask_unit_stages=1)
+
+
+def tiny_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
+
+
+def test_the_loss_of_a_tiny_batch_falls() -> None:
+    torch.manual_seed(0)
+    model = Hiera(TINY)
+    inputs, labels = tiny_batch()
+    before = float(F.cross_entropy(model(inputs), labels).detach())
+    state, result = train(model, tiny_batch, LoopSettings(steps=40, warmup_steps=5, label_smoothing=0.0, ema_decay=0.9))
+    model.load_state_dict(state)
+    after = float(F.cross_entropy(model(inputs), labels).detach())
+    assert result.steps == 40
+    assert after < 0.5 * before
+
+
+def test_a_budget_of_no_time_ends_at_once() -> None:
+    _, result = train(Hiera(TINY), tiny_batch, LoopSettings(steps=1000, minutes=1e-9))
+    assert result.steps <= 1
+
+
+def test_checkpoints_come_when_they_are_due() -> None:
+    seen: list[int] = []
+
+    def on_checkpoint(state: dict[str, torch.Tensor], step: int) -> str:
+        seen.append(step)
+        return ""
+
+    train(Hiera(TINY), tiny_batch, LoopSettings(steps=5, checkpoint_every=2), on_checkpoint)
+    assert seen == [2, 4]
+
+
+def test_the_learning_rate_rises_and_falls_to_zero() -> None:
+    assert learning_rate_factor(0, 10, 0.0) == pytest.approx(0.1)
+    assert learning_rate_factor(50, 10, 0.5) == pytest.approx(0.5)
+    assert learning_rate_factor(100, 10, 1.0) == 0.0
+
+
+def test_every_parameter_has_exactly_one_optimiser() -> None:
+    model = Hiera(TINY)
+    held = [
+        p for optim in optimisers(model, LoopSettings(steps=1)) for group in optim.param_groups for p in group["params"]
+    ]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+
+
+def test_averaged_weights_follow_the_model() -> None:
+    model = Hiera(TINY)
+    averaged = AveragedWeights(model, 0.5)
+    with torch.no_grad():
+        model.head.projection.bias.fill_(3.0)
+    for _ in range(60):
+        averaged.update(model)
+    assert float((averaged.state["head.projection.bias"] - 3.0).abs().max()) < 1e-3
+
+
+def test_quick_arithmetic_gives_the_gradients_of_plain_arithmetic() -> None:
+    torch.manual_seed(0)
+    model = Hiera(TINY)
+    model.head.projection.weight.data.normal_(std=0.1)
+    inputs, labels = tiny_batch()
+    gradients = []
+    for quick in (False, True):
+        model.zero_grad()
+        if quick:
+            with FastCpuArithmetic(), torch.autocast("cpu", torch.bfloat16):
+                logits = model(inputs)
+        else:
+            logits = model(inputs)
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    plain, quick_ones = gradients
+    assert float(F.cosine_similarity(plain, quick_ones, dim=0)) > 0.995
+    assert float((plain - quick_ones).norm() / plain.norm()) < 0.1

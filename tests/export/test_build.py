@@ -1,0 +1,302 @@
+"""Packages as they are written: whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.errors import PackageError
+from app.repository.manifest import Manifest, read_manifest
+from app.repository.store import PackagePath, discover, open_package
+from export import package as package_module
+from export import parity as parity_module
+from export.catalog import find_variant
+from export.download import WeightsSource
+from export.errors import BuildRefused, CheckpointError, NoWeights, ParityFailed, WrongLabels, WrongRecord
+from export.hiera import create_model
+from export.package import BuildPlan, build_package
+from export.parity import Tolerance
+from export.plan import BuildRequest, make_plan
+from export.verify import verify_package
+
+OBJECTS = find_variant("hiera_demo_objects")
+NOWHERE = WeightsSource(Path("nowhere"), "http://127.0.0.1:9")
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def plan() -> BuildPlan:
+    return make_plan(BuildRequest(OBJECTS, random_seed=5, max_batch=2), NOWHERE, silent)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.safetensors"
+    save_file(create_model("hiera_demo_objects").state_dict(), path)
+    return path
+
+
+def package_path(folder: Path) -> PackagePath:
+    return PackagePath(folder.parent.name, int(folder.name), folder)
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# What a package holds
+
+
+@pytest.mark.parametrize("name", ["hiera_demo_objects", "hiera_demo_camera_motion", "hiera_tiny_224"])
+def test_a_built_package_is_one_that_serving_reads(repository: Path, name: str) -> None:
+    variant = find_variant(name)
+    package = open_package(PackagePath(name, 1, repository / name / "1"))
+    assert contents(repository / name) == sorted(
+        ["1/golden.npz", "1/model.json", "1/model.onnx", "config.pbtxt", "labels.txt"]
+    )
+    assert package.manifest.parameters == variant.parameters
+    assert package.manifest.preprocessing == variant.preprocessing
+    assert len(package.labels) == variant.num_classes
+    assert package.golden.probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert [item.batch for item in package.manifest.parity] == [1, 2, 4]
+    assert all(item.top1_agreement == item.top5_agreement == 1.0 for item in package.manifest.parity)
+    assert all(0.0 < item.max_abs_logits < 1e-3 for item in package.manifest.parity)
+
+
+def test_random_weights_are_marked_as_such(objects: Path) -> None:
+    manifest = read_manifest(objects / "model.json")
+    assert manifest.random_weights
+    assert manifest.weights.random_seed == 5
+    assert manifest.description.startswith("Random weights")
+    assert manifest.accuracy == ()
+
+
+def test_nothing_in_a_package_names_the_machine_that_made_it(objects: Path) -> None:
+    for file in (objects / "model.json", objects / "model.onnx", objects.parent / "config.pbtxt"):
+        content = file.read_bytes()
+        assert str(Path.home()).encode() not in content
+        assert str(Path(package_module.__file__).parents[1]).encode() not in content
+
+
+def test_tritons_configuration_describes_the_graph(camera_motion: Path) -> None:
+    text = (camera_motion.parent / "config.pbtxt").read_text()
+    for line in (
+        'name: "hiera_demo_camera_motion"',
+        'backend: "onnxruntime"',
+        "max_batch_size: 4",
+        "data_type: TYPE_UINT8",
+        "dims: [ 16, 64, 64, 3 ]",
+        'label_filename: "labels.txt"',
+        "dims: [ 192 ]",
+        "dynamic_batching { }",
+    ):
+        assert line in text
+    assert text.count("{") == text.count("}")
+    assert text.count("[") == text.count("]")
+
+
+# Writing
+
+
+def test_a_new_version_stands_beside_the_old_one(plan: BuildPlan, tmp_path: Path) -> None:
+    build_package(plan, tmp_path, say=silent)
+    build_package(replace(plan, version=2), tmp_path, say=silent)
+    assert [(found.name, found.version) for found in discover(tmp_path)] == [
+        ("hiera_demo_objects", 1),
+        ("hiera_demo_objects", 2),
+    ]
+    with pytest.raises(BuildRefused, match="other labels"):
+        build_package(replace(plan, version=3, labels=tuple("abcdefghij")), tmp_path, say=silent)
+    with pytest.raises(BuildRefused, match="--replace"):
+        build_package(plan, tmp_path, say=silent)
+    folder = build_package(replace(plan, description="made anew"), tmp_path, replace=True, say=silent)
+    assert open_package(package_path(folder)).manifest.description == "made anew"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hiera_demo_objects"]
+
+
+def test_a_build_that_fails_parity_leaves_nothing(
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity_module.TOLERANCES, "fp32", Tolerance(logits=1e-12, probability=1e-12))
+    with pytest.raises(ParityFailed):
+        build_package(plan, tmp_path / "repository", say=silent)
+    assert list((tmp_path / "repository").iterdir()) == []
+
+
+def test_a_build_that_fails_while_writing_leaves_the_old_package(
+    plan: BuildPlan, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(objects.parent, tmp_path / objects.parent.name)
+    before = {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)}
+
+    def full_disk(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(package_module, "triton_config", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        build_package(plan, tmp_path, replace=True, say=silent)
+    assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["hiera_demo_objects"]
+
+
+# From the request to the plan
+
+
+def test_own_weights_carry_no_claims_that_are_not_known(weights: Path) -> None:
+    tiny = replace(OBJECTS, demo=False)
+    plan = make_plan(BuildRequest(tiny, weights=weights), NOWHERE, silent)
+    assert plan.weights.source == "file mine.safetensors"
+    assert plan.weights.sha256 is not None
+    assert not plan.weights.commercial_use
+    assert plan.accuracy == ()
+    own = BuildRequest(tiny, weights=weights, licence="MIT", commercial_use=True)
+    assert make_plan(own, NOWHERE, silent).weights.licence == "MIT"
+
+
+def test_a_training_record_gives_accuracy_and_preprocessing(weights: Path) -> None:
+    record = {
+        "data": "CIFAR-10 (test: 10000 images)",
+        "accuracy": {"top1": 0.8765, "per_class": {}},
+        "seed": 0,
+        "preprocessing": {
+            "input_size": [32, 32],
+            "resize_short_side": 36,
+            "interpolation": "bilinear",
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+        },
+    }
+    weights.with_suffix(".json").write_text(json.dumps(record))
+    plan = make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
+    assert [(item.dataset, item.top1) for item in plan.accuracy] == [("CIFAR-10 (test: 10000 images)", 87.65)]
+    assert plan.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert (plan.preprocessing.resize_short_side, plan.preprocessing.interpolation) == (36, "bilinear")
+    assert (plan.preprocessing.height, plan.preprocessing.width) == (32, 32)
+    assert plan.description.startswith("Demo model")
+    request = BuildRequest(OBJECTS, weights=weights, resize_short_side=40)
+    assert make_plan(request, NOWHERE, silent).preprocessing.resize_short_side == 40
+
+    record["preprocessing"]["input_size"] = [64, 64]  # type: ignore[index]
+    weights.with_suffix(".json").write_text(json.dumps(record))
+    with pytest.raises(WrongRecord, match="takes \\[32, 32\\]"):
+        make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
+
+
+def test_a_configuration_of_another_kind_beside_the_weights_is_passed_over(weights: Path) -> None:
+    weights.with_suffix(".json").write_text('{"model_type": "hiera"}')
+    assert make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).preprocessing == OBJECTS.preprocessing
+
+
+def test_uniform_sampling_is_for_models_that_were_trained_so() -> None:
+    request = BuildRequest(find_variant("hiera_demo_camera_motion"), random_seed=0, sampling="uniform")
+    sampling = make_plan(request, NOWHERE, silent).sampling
+    assert sampling is not None
+    assert sampling.mode == "uniform"
+
+
+def test_a_head_of_another_size_needs_a_label_for_each_class(tmp_path: Path) -> None:
+    path = tmp_path / "seven.pth"
+    torch.save({"model_state": create_model("hiera_demo_objects", 7).state_dict()}, path)
+    with pytest.raises(WrongLabels, match=r"7 classes, and CIFAR-10 has 10: pass --labels FILE with 7 lines"):
+        make_plan(BuildRequest(OBJECTS, weights=path), NOWHERE, silent)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("one\ntwo\nthree\n")
+    with pytest.raises(WrongLabels, match="3 lines, but the head has 7"):
+        make_plan(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
+    labels.write_text("one\ntwo\nthree\nfour\nfive\nsix\nsieben\n")
+    plan = make_plan(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
+    assert plan.labels[-1] == "sieben"
+    assert plan.model.config.num_classes == 7
+    with pytest.raises(PackageError, match="cannot be read"):
+        make_plan(BuildRequest(OBJECTS, weights=path, labels=tmp_path / "absent.txt"), NOWHERE, silent)
+
+
+def test_random_weights_take_as_many_classes_as_there_are_labels(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("yes\nno\n")
+    plan = make_plan(BuildRequest(OBJECTS, random_seed=0, labels=labels), NOWHERE, silent)
+    assert plan.model.config.num_classes == 2
+    assert plan.labels == ("yes", "no")
+
+
+def test_demo_weights_cannot_be_fetched() -> None:
+    with pytest.raises(NoWeights, match="training/"):
+        make_plan(BuildRequest(OBJECTS), NOWHERE, silent)
+
+
+def test_official_weights_say_their_licence_and_carry_the_published_accuracy(tmp_path: Path) -> None:
+    tiny = find_variant("hiera_tiny_224")
+    assert tiny.download is not None
+    with torch.device("meta"):
+        names = create_model("hiera_tiny_224").state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in names.items()}
+    torch.save({"model_state": state}, tmp_path / tiny.download.file)
+    said: list[str] = []
+    plan = make_plan(BuildRequest(tiny), WeightsSource(tmp_path), said.append)
+    assert any("CC-BY-NC-4.0" in line and "NOT for commercial use" in line for line in said)
+    assert plan.weights.licence == "CC-BY-NC-4.0"
+    assert not plan.weights.commercial_use
+    assert plan.weights.source == "https://dl.fbaipublicfiles.com/hiera/hiera_tiny_224.pth"
+    assert [item.top1 for item in plan.accuracy] == [82.8]
+
+
+# Verifying what lies there
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder.parent, tmp_path / folder.parent.name)) / folder.name
+
+
+def with_manifest(folder: Path, **changes: object) -> Manifest:
+    manifest = read_manifest(folder / "model.json").model_copy(update=changes)
+    (folder / "model.json").write_text(manifest.to_json())
+    return manifest
+
+
+def test_verify_writes_what_it_measured(objects: Path, tmp_path: Path) -> None:
+    folder = copy_of(objects, tmp_path)
+    with_manifest(folder, parity=())
+    result = verify_package(open_package(package_path(folder)), None, 3, NOWHERE)
+    assert "random weights of seed 5" in result.against
+    assert [item.batch for item in read_manifest(folder / "model.json").parity] == [1, 2, 3]
+    assert read_manifest(folder / "model.json").parity == result.parity
+
+
+def test_verify_without_the_weights_compares_with_the_golden_sample(objects: Path, tmp_path: Path) -> None:
+    folder = copy_of(objects, tmp_path)
+    unknown = read_manifest(folder / "model.json").weights.model_copy(update={"random_seed": None})
+    with_manifest(folder, weights=unknown, parity=())
+    result = verify_package(open_package(package_path(folder)), None, 6, NOWHERE)
+    assert "golden sample" in result.against
+    assert [item.top1_agreement for item in result.parity] == [1.0, 1.0, 1.0]
+    assert read_manifest(folder / "model.json").parity == ()
+
+
+def test_verify_notices_weights_that_are_not_the_packages(objects: Path, weights: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not the file"):
+        verify_package(open_package(package_path(objects)), weights, 2, NOWHERE)
+
+
+def test_verify_notices_a_graph_that_says_something_else(objects: Path, tmp_path: Path) -> None:
+    folder = copy_of(objects, tmp_path)
+    other = read_manifest(folder / "model.json").weights.model_copy(update={"random_seed": 6})
+    with_manifest(folder, weights=other)
+    with pytest.raises(ParityFailed, match="differs from torch"):
+        verify_package(open_package(package_path(folder)), None, 2, NOWHERE)
+
+
+def test_the_golden_sample_is_what_torch_says(objects: Path) -> None:
+    with np.load(objects / "golden.npz") as golden:
+        logits, probabilities = golden["logits"], golden["probabilities"]
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6)

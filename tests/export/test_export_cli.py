@@ -1,0 +1,97 @@
+"""The `hiera-export` command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.catalog import VARIANTS
+from export.cli import main
+
+
+def test_list_shows_each_variant_with_its_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("hiera_")}
+    assert rows.keys() == VARIANTS.keys()
+    assert "CC-BY-NC-4.0" in rows["hiera_base_16x224"]
+    assert "84 Kinetics-400" in rows["hiera_base_16x224"]
+    assert "Apache-2.0" in rows["hiera_small_abswin_256"]
+    assert any("forbids commercial use" in line for line in lines)
+
+
+def test_list_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; from export.cli import main; status = main(['list']); sys.exit(status or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_inspect_shows_what_the_manifest_says(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(repository / "hiera_demo_camera_motion")]) == 0
+    shown = capsys.readouterr().out
+    assert "uint8 [batch, 16, 64, 64, 3]" in shown
+    assert "16 frames, dense, stride 4 at 30 per second" in shown
+    assert "random weights, seed 5" in shown
+    assert "batch   4: largest difference" in shown
+    assert main(["inspect", "--json", str(repository / "hiera_demo_camera_motion" / "1")]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "video"
+
+
+def test_verify_of_a_built_package_succeeds(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(repository / "hiera_demo_camera_motion"), "--max-batch", "2"]) == 0
+    assert "agrees with torch" in capsys.readouterr().out
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.partition("hiera-export: ")[2]
+
+
+def test_failures_are_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIERA_WEIGHTS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HIERA_WEIGHTS_DIR", str(tmp_path / "cache"))
+    output = str(tmp_path / "repository")
+    assert "no variant is called 'hiera_nano'" in failure(capsys, "build", "hiera_nano")
+    offline = failure(capsys, "build", "hiera_tiny_224", "--output", output)
+    assert str(tmp_path / "cache" / "hiera_tiny_224.pth") in offline
+    assert "go with one variant" in failure(
+        capsys, "build", "hiera_tiny_224", "hiera_base_224", "--weights", "x.pth", "--output", output
+    )
+    assert "no such file" in failure(
+        capsys, "build", "hiera_tiny_224", "--weights", str(tmp_path / "x.pth"), "--output", output
+    )
+    assert "no package" in failure(capsys, "inspect", str(tmp_path / "hiera_tiny_224"))
+    assert not Path(output).exists()
+
+
+def test_a_package_name_that_no_server_takes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["build", "hiera_demo_objects", "--random-weights", "0", "--output", str(tmp_path), "--name"]
+    assert "name" in failure(capsys, *arguments, "../elsewhere")
+    assert list(tmp_path.parent.glob("elsewhere*")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build"],
+        ["build", "hiera_tiny_224", "--precision", "int8"],
+        ["build", "hiera_tiny_224", "--version", "0"],
+        ["build", "hiera_tiny_224", "--weights", "x.pth", "--random-weights", "0"],
+        ["polish"],
+    ],
+)
+def test_wrong_usage_is_answered_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "usage: hiera-export" in capsys.readouterr().err

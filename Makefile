@@ -5,7 +5,7 @@ TEST_VENV := .venv-test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test check test-docker format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -35,6 +35,9 @@ check: $(TEST_VENV)/.ready
 	@$(TEST_VENV)/bin/ruff check --quiet .
 	@$(TEST_VENV)/bin/mypy
 	@$(TEST_VENV)/bin/lint-imports
+
+test-docker: $(TEST_VENV)/.ready ## build the images and run docker-compose.yml with a real Docker engine (root, minutes)
+	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/docker/run.sh
 
 format: $(TEST_VENV)/.ready ## write the code in the project's format
 	@$(TEST_VENV)/bin/ruff format .

@@ -1,0 +1,85 @@
+"""The bare engine in a loop, without a server around it: what all serving is compared with.
+
+python -m benchmarks.bare --model hiera_tiny_224 --engine openvino --precision bf16 --batches 1,2,4,8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from app.engines.base import Engine
+from app.engines.factory import EngineName, EngineOptions, EnginePrecision, create_engine
+from app.repository.store import Package
+from benchmarks.contenders import MODEL, ROOT
+from benchmarks.packages import REPOSITORY, random_package
+from benchmarks.results import median
+
+
+def load_engine(package: Package, engine: str, precision: str, max_batch: int) -> Engine:
+    """The engine that the server would build for the package."""
+    options = EngineOptions(
+        name=cast(EngineName, engine), precision=cast(EnginePrecision, precision), max_batch=max_batch
+    )
+    manifest = package.manifest
+    return create_engine(engine, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+
+
+def time_batch(engine: Engine, rows: int, seconds: float) -> float:
+    """Median seconds of a batch of `rows` random rows, over about `seconds` and at least three runs."""
+    draw = np.random.default_rng(0)
+    batch = engine.empty_rows(rows)
+    batch[...] = draw.integers(0, 256, batch.shape, dtype=np.uint8)
+    engine.run(batch)
+    taken: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(taken) < 3 or time.perf_counter() < until:
+        started = time.perf_counter()
+        engine.run(batch)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def rows_per_s_in_a_process(
+    model: str, engine: str, precision: str, batches: Sequence[int], seconds: float, repository: Path = REPOSITORY
+) -> dict[int, float]:
+    """Rows per second by batch size, measured in a fresh process that leaves no threads behind."""
+    command = [sys.executable, "-m", "benchmarks.bare", "--model", model, "--engine", engine, "--precision", precision]
+    command += ["--batches", ",".join(map(str, batches)), "--seconds", str(seconds), "--repository", str(repository)]
+    finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, cwd=ROOT)
+    return {int(rows): float(rate) for rows, rate in json.loads(finished.stdout.splitlines()[-1]).items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--batches", default="1,2,4,8,16")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each batch size")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    batches = [int(part) for part in arguments.batches.split(",")]
+    package = random_package(arguments.model, arguments.repository)
+    engine = load_engine(package, arguments.engine, arguments.precision, max(batches))
+    rates = {rows: rows / time_batch(engine, rows, arguments.seconds) for rows in batches}
+    if arguments.json:
+        print(json.dumps(rates))
+        return
+    print(f"{arguments.model} on {engine.info.name} {engine.info.precision} ({engine.info.detail})")
+    for rows, rate in rates.items():
+        print(f"batch {rows:>3}: {rate:8.1f} rows/s  {1000 * rows / rate:8.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Where figures go: one JSON file for each benchmark, with the machine that they are of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """`--output`: a trial run should not overwrite the figures that the documentation quotes."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"JSON file for the results (none is written without it; kept ones lie in {FOLDER.name}/)",
+    )
+
+
+def write_results(path: Path | None, name: str, method: Mapping[str, object], measured: object) -> None:
+    """Write `{"benchmark", "machine", "method", "measured"}`; nothing for None."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": name, "machine": describe_machine(), "method": dict(method), "measured": measured}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; nan of nothing, so that a table shows a gap and the run goes on."""
+    return statistics.median(values) if values else float("nan")
+
+
+def spread(values: Sequence[float]) -> str:
+    """`median (lowest to highest)`, as ratios are reported."""
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"

@@ -1,0 +1,266 @@
+"""What the dashboard shows: rows of panels with their queries.
+
+Grafana fills in `$instance`, `$model` and `$__rate_interval`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SERVER = 'job="hiera",instance=~"$instance"'
+MODEL = f'{SERVER},model=~"$model"'
+RATE = "$__rate_interval"
+
+
+@dataclass(frozen=True)
+class Query:
+    """PromQL, and how its series are called in the legend (`{{label}}` stands for a label's value)."""
+
+    expression: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture. `width` is in Grafana's columns, 24 to a line; `unit` is Grafana's name of it."""
+
+    title: str
+    queries: tuple[Query, ...]
+    unit: str
+    description: str
+    width: int = 8
+    kind: Literal["timeseries", "stat", "names", "bargauge"] = "timeseries"
+    stacked: bool = False
+    mapping: tuple[tuple[str, str, str], ...] = ()  # value, text, colour
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    panels: tuple[Panel, ...]
+    height: int = 8
+    collapsed: bool = False
+
+
+def _per_second(metric: str, labels: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{labels}}}[{RATE}]))"
+
+
+def _quantile(quantile: float, metric: str, labels: str, by: str) -> str:
+    return f"histogram_quantile({quantile}, sum by ({by}, le) (rate({metric}_bucket{{{labels}}}[{RATE}])))"
+
+
+def _mean(metric: str, labels: str, by: str) -> str:
+    total = _per_second(f"{metric}_sum", labels, by)
+    return f"{total} / ({_per_second(f'{metric}_count', labels, by)} > 0)"
+
+
+ROWS = (
+    Row(
+        "Now",
+        (
+            Panel(
+                "Servers that answer",
+                (Query(f"sum(up{{{SERVER}}})", "servers"),),
+                "none",
+                "Instances that Prometheus reaches.",
+                width=4,
+                kind="stat",
+            ),
+            Panel(
+                "Models",
+                (Query(f"min by (model) (hiera_model_ready{{{MODEL}}})", "{{model}}"),),
+                "none",
+                "Ready when every instance has proven the model against its golden sample.",
+                width=8,
+                kind="stat",
+                mapping=(("0", "not ready", "red"), ("1", "ready", "green")),
+            ),
+            Panel(
+                "Requests per second",
+                (Query(f"sum(rate(hiera_requests_total{{{MODEL}}}[{RATE}]))", "requests"),),
+                "reqps",
+                "Everything that was answered, refusals included.",
+                width=4,
+                kind="stat",
+            ),
+            Panel(
+                "Failed",
+                (
+                    Query(
+                        f'(sum(rate(hiera_requests_total{{{MODEL},code=~"5.."}}[{RATE}])) or vector(0))'
+                        f" / (sum(rate(hiera_requests_total{{{MODEL}}}[{RATE}])) > 0)",
+                        "5xx",
+                    ),
+                ),
+                "percentunit",
+                "Share of answers with a status of 500 and above.",
+                width=4,
+                kind="stat",
+            ),
+            Panel(
+                "Engines",
+                (Query(f"hiera_engine_info{{{MODEL}}}", "{{model}}: {{engine}} {{precision}} on {{device}}"),),
+                "none",
+                "Which engine serves which model.",
+                width=4,
+                kind="names",
+            ),
+        ),
+        height=5,
+    ),
+    Row(
+        "Traffic",
+        (
+            Panel(
+                "Requests by status",
+                (Query(_per_second("hiera_requests_total", MODEL, "task, code") + " > 0", "{{task}} {{code}}"),),
+                "reqps",
+                "429: refused before decoding; 499: the caller left; 503: not ready; 504: the deadline passed.",
+                stacked=True,
+            ),
+            Panel(
+                "Request latency",
+                tuple(
+                    Query(_quantile(q, "hiera_request_duration_seconds", MODEL, "task"), f"{{{{task}}}} {name}")
+                    for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))
+                ),
+                "s",
+                "From a request's first byte to its answer.",
+            ),
+            Panel(
+                "Refused and dropped",
+                (
+                    Query(_per_second("hiera_rejected_total", MODEL, "reason"), "refused: {{reason}}"),
+                    Query(_per_second("hiera_cancelled_total", MODEL, "stage"), "dropped in {{stage}}"),
+                ),
+                "reqps",
+                "Refused by admission, by reason; dropped because the caller left or the deadline passed, by stage.",
+            ),
+        ),
+    ),
+    Row(
+        "Where the time goes",
+        (
+            Panel(
+                "Mean time by stage",
+                (Query(_mean("hiera_stage_duration_seconds", MODEL, "stage"), "{{stage}}"),),
+                "s",
+                "The stages of one file, on top of one another.",
+                width=12,
+                stacked=True,
+            ),
+            Panel(
+                "p99 by stage",
+                (Query(_quantile(0.99, "hiera_stage_duration_seconds", MODEL, "stage"), "{{stage}}"),),
+                "s",
+                "The slowest hundredth of each stage.",
+                width=12,
+            ),
+        ),
+    ),
+    Row(
+        "Engines",
+        (
+            Panel(
+                "Rows classified",
+                (Query(_per_second("hiera_rows_total", MODEL, "model"), "{{model}}"),),
+                "rps",
+                "A row is an image or one view of a video.",
+            ),
+            Panel(
+                "Rows in a batch",
+                (
+                    Query(_mean("hiera_batch_rows", MODEL, "model"), "{{model}} mean"),
+                    Query(_quantile(0.9, "hiera_batch_rows", MODEL, "model"), "{{model}} p90"),
+                ),
+                "none",
+                "How full the batches are that ran.",
+            ),
+            Panel(
+                "Rows that wait",
+                (
+                    Query(f"sum by (model) (hiera_queue_rows{{{MODEL}}})", "{{model}} rows"),
+                    Query(
+                        f"sum by (model) (instance:hiera_queue_work_seconds{{{MODEL}}})", "{{model}} seconds of work"
+                    ),
+                ),
+                "none",
+                "The engines' queues, and the time that they stand for at the price of a batch of one.",
+            ),
+            Panel(
+                "Cost of a batch by its rows",
+                (
+                    Query(
+                        f"sort(avg by (model, rows) (hiera_batch_cost_seconds{{{MODEL}}}))", "{{model}}, {{rows}} rows"
+                    ),
+                ),
+                "s",
+                "Measured at warm-up. Where twice the rows cost twice the time, batching gains nothing.",
+                width=24,
+                kind="bargauge",
+            ),
+        ),
+    ),
+    Row(
+        "Media workers and the process",
+        (
+            Panel(
+                "Media workers",
+                (Query(f"sum by (state) (hiera_media_workers{{{SERVER}}})", "{{state}}"),),
+                "none",
+                "Decoding processes. Always all busy: decoding is the bottleneck.",
+                stacked=True,
+            ),
+            Panel(
+                "Media workers replaced",
+                (
+                    Query(
+                        f"sum by (reason) (increase(hiera_media_worker_restarts_total{{{SERVER}}}[5m]))", "{{reason}}"
+                    ),
+                ),
+                "none",
+                "In the last 5 minutes, by reason. A crash costs one request and one worker.",
+            ),
+            Panel(
+                "Memory of the server process",
+                (Query(f"process_resident_memory_bytes{{{SERVER}}}", "{{instance}}"),),
+                "bytes",
+                "Resident memory of the HTTP process with its engines; the media workers come on top.",
+                width=4,
+            ),
+            Panel(
+                "Processors that it keeps busy",
+                (Query(f"rate(process_cpu_seconds_total{{{SERVER}}}[{RATE}])", "{{instance}}"),),
+                "none",
+                "Cores of the HTTP process with its engines, without the media workers.",
+                width=4,
+            ),
+        ),
+    ),
+    Row(
+        "GPU",
+        (
+            Panel(
+                "GPU utilisation",
+                (Query("DCGM_FI_DEV_GPU_UTIL / 100", "GPU {{gpu}}"),),
+                "percentunit",
+                "From the gpu-metrics container of the gpu profile.",
+            ),
+            Panel(
+                "GPU memory",
+                (Query("DCGM_FI_DEV_FB_USED * 1024 * 1024", "GPU {{gpu}}"),),
+                "bytes",
+                "Frame buffer in use.",
+            ),
+            Panel(
+                "GPU power",
+                (Query("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"),),
+                "watt",
+                "Draw of the board.",
+            ),
+        ),
+        collapsed=True,
+    ),
+)

@@ -1,0 +1,100 @@
+"""docker-compose.yml and what it mounts: every file, setting, metric and recorded series that is named exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.settings import Settings, variable_of
+from app.telemetry.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "hiera.json"
+RULES = ROOT / "docker" / "prometheus" / "rules"
+
+
+def dashboard_queries() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    panels += [inner for panel in panels for inner in panel.get("panels", ())]
+    return [target["expr"] for panel in panels for target in panel.get("targets", ())]
+
+
+def rules() -> list[dict[str, str]]:
+    documents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yml"))]
+    return [rule for document in documents for group in document["groups"] for rule in group["rules"]]
+
+
+def exposed_metrics() -> set[str]:
+    """Every name that /metrics can show, with the suffixes of histograms."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    return {family.name + suffix for family in Metrics().registry.collect() for suffix in suffixes[family.type]}
+
+
+def test_every_mounted_file_exists() -> None:
+    mounts = [volume.split(":")[0] for service in COMPOSE["services"].values() for volume in service.get("volumes", ())]
+    files = [mount for mount in mounts if mount.startswith("./")]
+    assert len(files) >= 5
+    for file in files:
+        assert (ROOT / file).exists(), file
+    named = {mount for mount in mounts if not mount.startswith("./")}
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_every_server_variable_is_a_setting() -> None:
+    known = {variable_of(name) for name in Settings.model_fields}
+    for service in ("server", "server-gpu"):
+        variables = {entry.split("=")[0] for entry in COMPOSE["services"][service]["environment"]}
+        assert variables <= known
+    image = re.findall(r"HIERA_[A-Z_]+", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert image
+    assert set(image) <= known
+
+
+def test_docker_waits_longer_than_a_drain_takes() -> None:
+    fields = Settings.model_fields
+    drain_s = fields["shutdown_grace_seconds"].default + fields["shutdown_timeout_seconds"].default
+    assert int(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s")) > drain_s
+
+
+def test_nothing_is_published_beyond_this_machine_unless_asked() -> None:
+    for name, service in COMPOSE["services"].items():
+        for port in service.get("ports", ()):
+            assert port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:"), name
+
+
+def test_the_dashboard_is_what_its_generator_writes(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docker" / "grafana", tmp_path / "grafana", ignore=shutil.ignore_patterns("__pycache__"))
+    copy = tmp_path / "grafana" / "dashboards" / "hiera.json"
+    copy.unlink()
+    subprocess.run([sys.executable, tmp_path / "grafana" / "dashboard.py"], check=True)
+    assert copy.read_text(encoding="utf-8") == DASHBOARD.read_text(encoding="utf-8"), "run docker/grafana/dashboard.py"
+
+
+def test_the_dashboard_and_the_rules_ask_only_for_series_that_exist() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    known = exposed_metrics() | recorded
+    expressions = dashboard_queries() + [rule["expr"] for rule in rules()]
+    asked = {name for expression in expressions for name in re.findall(r"[a-z:]*hiera_[a-z0-9_:]+", expression)}
+    assert len(asked) > 15
+    assert asked <= known, asked - known
+
+
+def test_everything_that_the_image_copies_is_in_the_build_context() -> None:
+    allowed = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"
+    ]
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [word for line in re.findall(r"^COPY (?!--)(.+)$", dockerfile, re.M) for word in line.split()[:-1]]
+    copied += re.findall(r"type=bind,source=([^,]+)", dockerfile)
+    assert copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert any(path == a or path.startswith(f"{a}/") or a.startswith(f"{path}/") for a in allowed), path

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Serves packages with a real Triton and compares what it says with this server's own engine.
+#
+#   tests/deploy/triton/run.sh [REPOSITORY [NAME…]]      by default every package of model_repo/
+#
+# Triton is the one of the nvidia-pytriton wheel (CPU, no Docker), in an environment of its own in .cache/triton. Its
+# Python backend brings an interpreter that needs a standard library which fits it; Debian 12's python3.11 does.
+#
+#   TRITON_BASE_PYTHON   makes that environment (/usr/bin/python3.11, else python3)
+#   TRITON_PYTHON        an environment that is there already
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+if [ -z "${TRITON_PYTHON:-}" ]; then
+    base=${TRITON_BASE_PYTHON:-/usr/bin/python3.11}
+    [ -x "$base" ] || base=python3
+    environment=.cache/triton
+    if [ ! -e "$environment/.ready" ]; then
+        "$base" -m venv "$environment"
+        "$environment/bin/pip" install --quiet -r tests/deploy/triton/requirements.txt
+        touch "$environment/.ready"
+    fi
+    TRITON_PYTHON=$environment/bin/python
+fi
+repository=${1:-model_repo}
+[ $# = 0 ] || shift
+PYTHONPATH=$PWD exec "$TRITON_PYTHON" tests/deploy/triton/check_triton.py "$repository" "$@"

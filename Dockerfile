@@ -97,7 +97,8 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HF_HOME=/cache/huggingface
-RUN mkdir -p /models /cache && chmod 1777 /cache
+# hiera-export writes into ./model_repo by default: the mounted folder.
+RUN mkdir -p /models /cache /srv/hiera && chmod 1777 /cache && ln -s /models /srv/hiera/model_repo
 WORKDIR /srv/hiera
 COPY docker/hiera-export /usr/local/bin/
 COPY app /srv/hiera/app

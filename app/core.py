@@ -117,6 +117,7 @@ def _connect(
         image_timeout_s=settings.image_decode_timeout_seconds,
         video_timeout_s=settings.video_decode_timeout_seconds,
         observer=metrics,
+        codec_threads=cpus,
     )
     service = Service(
         registry,

@@ -105,6 +105,7 @@ class Server:
             _log.error("%s: %s", self._failure, error)
         else:
             self._pool_ready = True
+            _log.info("media workers are confined by %s", self._core.pool.confinement)
 
     def _load_models(self) -> None:
         try:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from dataclasses import dataclass
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
 
 _log = logging.getLogger("hiera.server")
+_access = logging.getLogger(ACCESS_LOGGER)
 _BACKLOG = 2048
 _CLEAN_UP_S = 5.0  # beyond the bound of a shutdown, for closing what the requests used
 
@@ -113,14 +116,17 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
             if self.transport.is_closing():
                 return
             if self._spoke:
-                self.transport.write(_refusal_bytes(refusal))
+                request_id = os.urandom(16).hex()
+                self.transport.write(_refusal_bytes(refusal, request_id))
+                client = self.client[0] if self.client else None
+                fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
+                _access.info("refused before it was a request", extra={"fields": fields})
             self.transport.close()
 
     return LimitedProtocol
 
 
-def _refusal_bytes(refusal: _Refusal) -> bytes:
-    request_id = os.urandom(16).hex()
+def _refusal_bytes(refusal: _Refusal, request_id: str) -> bytes:
     body = Problem(
         type=f"/docs#{refusal.code}",
         title=refusal.title,
@@ -138,6 +144,12 @@ def _refusal_bytes(refusal: _Refusal) -> bytes:
         *(["retry-after: 1"] if refusal.status == 503 else []),
     ]
     return STATUS_LINE[refusal.status] + "\r\n".join([*headers, "", body]).encode()
+
+
+def allow_open_files() -> None:
+    """Lift the soft limit of open files to the hard one: uploads and rows in shared memory take a descriptor each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

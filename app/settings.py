@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important kind of line that is written."""
     access_log: bool = True
-    """Whether each request is written to the log."""
+    """Whether each request is written to the log; probes and scrapes that went well only at level debug."""
 
     # Traces
     otlp_endpoint: Annotated[str | None, Field(pattern=r"^https?://\S+$")] = None

@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         print(f"hiera-export: {faults}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"hiera-export: {error.name} is not installed here; this command needs: pip install 'hiera-serve[export]'",
+            file=sys.stderr,
+        )
+        return 1
     except (ExportError, HieraError, OSError) as error:
         print(f"hiera-export: {error}", file=sys.stderr)
         return 1

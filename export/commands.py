@@ -1,4 +1,4 @@
-"""What each `hiera-export` command does with its parsed options. Torch is imported only by those that need it."""
+"""What each `hiera-export` command does with its parsed options. `list` and `inspect` need no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from app.errors import PackageError
 from app.repository.manifest import Parity
 from app.repository.store import PackagePath, discover, latest, open_package
 from export.catalog import VARIANTS, Variant, find_variant
-from export.download import source_from_environment
 from export.errors import BuildRefused
 
 
@@ -27,6 +26,7 @@ def run_build(options: Namespace) -> int:
     given = [flag for flag, value in single.items() if value is not None]
     if len(variants) > 1 and given:
         raise BuildRefused(f"{' and '.join(given)} go with one variant, but {len(variants)} are named")
+    from export.download import source_from_environment
     from export.package import build_package, refuse_taken
     from export.plan import BuildRequest, make_plan
 
@@ -86,6 +86,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
 def run_verify(options: Namespace) -> int:
     package = open_package(_package_path(options.package))
     manifest = package.manifest
+    from export.download import source_from_environment
     from export.verify import verify_package
 
     result = verify_package(package, options.weights, options.max_batch, source_from_environment(os.environ))

@@ -18,6 +18,7 @@ from app.telemetry.metrics import Metrics
 
 ACCESS_LOGGER = "hiera.access"
 _MAX_LOGGED_PATH = 200
+_PROBED = ("/health/", "/metrics")
 
 _access = logging.getLogger(ACCESS_LOGGER)
 _errors = logging.getLogger("hiera.errors")
@@ -79,8 +80,10 @@ class RecordExchanges:
         seconds = exchange.elapsed_s
         if exchange.task is not None and exchange.status:
             self._metrics.request(exchange.task, exchange.model, exchange.status, seconds)
-        if _access.isEnabledFor(logging.INFO):
-            _access.info("request", extra={"fields": _access_fields(exchange, scope, seconds)})
+        # Probes and scrapes that went well are no news.
+        level = logging.DEBUG if exchange.status == 200 and scope["path"].startswith(_PROBED) else logging.INFO
+        if _access.isEnabledFor(level):
+            _access.log(level, "request", extra={"fields": _access_fields(exchange, scope, seconds)})
 
 
 class RequireKey:

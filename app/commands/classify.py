@@ -12,6 +12,7 @@ from app.api.results import image_result, video_result
 from app.commands.setting_flags import settings_from
 from app.core import create_core
 from app.errors import InvalidParameter, UnknownModel
+from app.load.request import task_of
 from app.load.table import text_table
 from app.media.shared import SharedBytes
 from app.repository.manifest import read_manifest
@@ -23,21 +24,6 @@ from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 
 _CHUNK_BYTES = 1024 * 1024
-_VIDEO_SUFFIXES = {
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".wmv",
-    ".3gp",
-    ".ogv",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     file: Path = arguments.file
     if not file.is_file():
         raise InvalidParameter(f"{file}: no such file")
-    task: Task = arguments.task or ("video" if file.suffix.lower() in _VIDEO_SUFFIXES else "image")
+    task: Task = arguments.task or task_of(file)
     options = ClassifyOptions(arguments.model, arguments.top_k, None, arguments.clips, arguments.crops)
     outcome, total_s = asyncio.run(_classify(settings, task, options, file))
     if arguments.json:
@@ -102,14 +88,11 @@ def _name(settings: Settings, task: Task, options: ClassifyOptions) -> str | Non
 def _load(registry: ModelRegistry, packages: Path, task: Task, name: str | None) -> None:
     """Load one model only: the one that was named, or the one that the server would take."""
     if name is None:
-        # The registry's own order: trained before random, real before demo.
         manifests = [read_manifest(package.folder / MANIFEST) for package in latest(discover(packages))]
-        fitting = sorted(
-            (manifest.random_weights, manifest.demo, manifest.name) for manifest in manifests if manifest.task == task
-        )
+        fitting = [manifest for manifest in manifests if manifest.task == task]
         if not fitting:
             raise UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
-        name = fitting[0][2]
+        name = min(fitting, key=lambda manifest: manifest.preference).name
     registry.load(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlencode
 
 from app.load.target import Target
@@ -13,7 +14,7 @@ BOUNDARY = "hiera-load-7d4a6d158c9b4f0f"
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"})
 
 
-def task_of(file: Path) -> str:
+def task_of(file: Path) -> Literal["image", "video"]:
     """ "video" or "image", by the file's suffix; the server itself judges by content."""
     return "video" if file.suffix.lower() in VIDEO_SUFFIXES else "image"
 

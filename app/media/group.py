@@ -18,7 +18,7 @@ from app.errors import BrokenMedia, LimitExceeded, Overloaded, Unavailable
 from app.media.messages import JobHeader, Outcome
 from app.media.process import Worker, WorkerProcess
 from app.media.queue import DeadlineQueue, Ticket
-from app.media.shared import DecodedRows, RowBuffer, SharedBytes
+from app.media.shared import DecodedRows, RowBuffer, SharedBytes, no_room
 from app.media.spec import DecodeJob, row_shape, rows_of
 from app.media.supervisor import Supervisor
 
@@ -244,15 +244,18 @@ class WorkerGroup:
         run = _Run(ticket, worker, buffer, time.monotonic(), is_new, hurried=limit_s < self._options.timeout_s)
         self._runs[worker] = run
         ticket.attempts += 1
-        worker.jobs += 1
         header = JobHeader(ticket.number, buffer.slot, threads, ticket.body.size, rows_bytes, limit_s * threads)
         try:
             worker.process.send(header, ticket.job, ticket.body, buffer if is_new else None)
-        except OSError:  # it died this moment, before it had the job
+        except ConnectionError:  # it died this moment, before it had the job; its exit status, which follows, tells why
             self._discard(run)
-            self._supervisor.end(worker, "crashed")
             self._wait_again(ticket)
+        except OSError as error:
+            self._discard(run)
+            self._idle.append(worker)
+            ticket.fail(no_room(error))
         else:
+            worker.jobs += 1
             ticket.set_timer(limit_s, self._overran, run)
 
     def _wait_again(self, ticket: Ticket) -> None:

@@ -86,7 +86,8 @@ class WorkerProcess:
         """Hand over a job: a small file in the message, and the row buffer only when the worker has not got it yet.
 
         Raises:
-            OSError: the worker has gone.
+            ConnectionError: the worker has gone.
+            OSError: the kernel has no memory for the message.
         """
         descriptors = array.array("i", [body.fd] if body.fd >= 0 else [])
         if new_buffer is not None:

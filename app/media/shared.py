@@ -30,7 +30,7 @@ _READ_ONLY = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcnt
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def _no_room(error: OSError) -> Overloaded:
+def no_room(error: OSError) -> Overloaded:
     """The caller's words for a machine that is out of descriptors or memory."""
     refusal = Overloaded("the server has no room for another file now; try again", retry_after_s=1.0)
     refusal.__cause__ = error
@@ -83,7 +83,7 @@ class SharedBytes:
             try:
                 self._append(chunk)
             except OSError as error:
-                raise _no_room(error) from error
+                raise no_room(error) from error
         self.size += len(chunk)
 
     def seal(self) -> None:
@@ -193,7 +193,7 @@ class RowBuffer:
             mapped = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except OSError as error:
             self.close()
-            raise _no_room(error) from error
+            raise no_room(error) from error
         self._bytes: NDArray[np.uint8] | None = np.frombuffer(mapped, dtype=np.uint8)
 
     def rows(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -111,6 +111,11 @@ class Manifest(_Record):
     def random_weights(self) -> bool:
         return self.weights.random_seed is not None
 
+    @property
+    def preference(self) -> tuple[bool, bool, str]:
+        """Orders the models of a task, the default first: trained before random, real before demo."""
+        return (self.random_weights, self.demo, self.name)
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 

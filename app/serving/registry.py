@@ -276,11 +276,11 @@ class ModelRegistry:
         if task in self._defaults:
             return self._defaults[task]
         ready = [
-            (entry.manifest.random_weights, entry.manifest.demo, name)
-            for name, entry in self._entries.items()
+            entry.manifest
+            for entry in self._entries.values()
             if entry.state == "ready" and entry.manifest is not None and entry.manifest.task == task
         ]
-        return min(ready)[2] if ready else None
+        return min(ready, key=lambda manifest: manifest.preference).name if ready else None
 
 
 _UNAVAILABLE: dict[State, str] = {

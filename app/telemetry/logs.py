@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 # uvicorn's news are told by our own lines; python-multipart quotes callers' bytes in its warnings.
-_LEAST_LEVEL = {"uvicorn.error": logging.WARNING, "python_multipart": logging.ERROR}
+_LEAST_LEVEL = {"uvicorn.error": logging.ERROR, "python_multipart": logging.ERROR}
 
 LogFormat = Literal["plain", "json"]
 

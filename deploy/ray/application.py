@@ -60,7 +60,7 @@ def build(arguments: Arguments) -> Application:
     def build_replica() -> FastAPI:
         return replica_app(replica_settings(arguments), arguments.start_timeout_s)
 
-    @serve.deployment(
+    deployment = serve.deployment(
         name="hiera",
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
         autoscaling_config={
@@ -74,15 +74,20 @@ def build(arguments: Arguments) -> Application:
         health_check_period_s=5,
         graceful_shutdown_timeout_s=replica_settings(arguments).shutdown_timeout_seconds + 5,
     )
-    @serve.ingress(build_replica)
-    class Replica:
-        def check_health(self) -> None:
-            """Raises when the server cannot recover: Ray then replaces the replica."""
-            reason = self.app.state.server.hopeless_reason()  # type: ignore[attr-defined]
-            if reason is not None:
-                raise RuntimeError(reason)
+    application: Application = deployment(serve.ingress(build_replica)(Replica)).bind()
+    return application
 
-    return Replica.bind()  # type: ignore[attr-defined]
+
+class Replica:
+    """What Ray Serve asks of a replica besides its application."""
+
+    app: FastAPI  # set by `serve.ingress`
+
+    def check_health(self) -> None:
+        """Raises when the server cannot recover: Ray then replaces the replica."""
+        reason = self.app.state.server.hopeless_reason()
+        if reason is not None:
+            raise RuntimeError(reason)
 
 
 def replica_settings(arguments: Arguments) -> Settings:

@@ -26,7 +26,8 @@ SHOWN = [
     panel for row in ROWS for panel in row.panels if panel.kind in ("timeseries", "bargauge") and not row.collapsed
 ]
 COLUMNS = 3
-_UNITS = {"s": "seconds", "reqps": "requests/s", "rps": "rows/s", "bytes": "bytes", "none": ""}
+# What Grafana's units are called here, and what a value is divided by.
+_UNITS = {"s": ("seconds", 1), "reqps": ("requests/s", 1), "rps": ("rows/s", 1), "bytes": ("MB", 1e6), "none": ("", 1)}
 
 
 def prometheus(url: str, minutes: float) -> Ask:
@@ -36,7 +37,8 @@ def prometheus(url: str, minutes: float) -> Ask:
     def ask(expression: str) -> Series:
         span = {"start": end - 60 * minutes, "end": end, "step": max(1.0, minutes * 60 / 250)}
         query = urllib.parse.urlencode({"query": expression, **span})
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/query_range?{query}", timeout=30) as answer:
+        address = f"{url.rstrip('/')}/api/v1/query_range?{query}"
+        with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310 - whoever runs it names the address
             series: Series = json.load(answer)["data"]["result"]
         return series
 
@@ -61,20 +63,24 @@ def draw(axes: Axes, panel: Panel, ask: Ask) -> None:
     ]
     axes.set_title(panel.title, fontsize=9, loc="left")
     axes.tick_params(labelsize=7)
+    unit, divisor = _UNITS[panel.unit]
     if panel.kind == "bargauge":
         names, latest = [name for name, _ in drawn], [float(values[-1][1]) for _, values in drawn]
         axes.barh(names, latest)
-        axes.set_xlabel(_UNITS[panel.unit], fontsize=7)
+        axes.set_xlabel(unit, fontsize=7)
         return
     begin = min((values[0][0] for _, values in drawn), default=0.0)
     for name, values in drawn:
-        numbers = [float(value) for _, value in values]
+        numbers = [float(value) / divisor for _, value in values]
         if any(number > 0 for number in numbers):  # what never happened would fill the legend
             axes.plot([at - begin for at, _ in values], numbers, label=name, linewidth=1)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(_UNITS[panel.unit], fontsize=7)
+    axes.set_ylabel(unit, fontsize=7)
     if axes.lines:
         axes.legend(fontsize=6, frameon=False)
+    else:
+        axes.set_ylim(top=1)
+        axes.text(0.5, 0.5, "0 all the time" if drawn else "no data", transform=axes.transAxes, ha="center", fontsize=8)
 
 
 def plot(ask: Ask, target: str) -> None:

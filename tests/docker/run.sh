@@ -7,7 +7,7 @@
 #
 #   PYTHON             the interpreter with pytest, httpx, av and Pillow
 #   DOCKER_TEST_ROOT   keeps the engine's images there for the next run; by default they go with the engine
-#   TORCH_WHEELS       a folder with a CPU build of torch for the export image
+#   TORCH_WHEELS       a folder with a CPU build of torch: the export image is then built from it, and tested too
 #
 # Exit status: 0 passed, 1 failed, 3 no engine can be had here.
 set -euo pipefail
@@ -139,6 +139,16 @@ else
     export PROMETHEUS_IMAGE=hiera-test/prometheus
 fi
 
+# torch as the default index has it brings gigabytes of CUDA along, so this image is built where a CPU build is at hand.
+if [ -n "${TORCH_WHEELS:-}" ]; then
+    port=$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    "$PYTHON" -m http.server --bind 127.0.0.1 --directory "$TORCH_WHEELS" "$port" >/dev/null 2>&1 &
+    wheels_pid=$!
+    build export hiera-test/export --build-arg PIP_FIND_LINKS="http://127.0.0.1:$port/"
+    export EXPORT_IMAGE=hiera-test/export
+fi
+
 checks=(tests/docker/check_image.py tests/docker/check_prometheus.py tests/docker/check_stack.py)
+[ -z "${TORCH_WHEELS:-}" ] || checks+=(tests/docker/check_export.py)
 compose_used=yes
 "$PYTHON" -m pytest -p no:cacheprovider -s -v "${checks[@]}" "$@"

@@ -24,11 +24,25 @@ def test_list_shows_each_variant_with_its_licence(capsys: pytest.CaptureFixture[
     assert any("forbids commercial use" in line for line in lines)
 
 
-def test_list_and_help_need_no_torch() -> None:
-    code = (
-        "import sys; from export.cli import main; status = main(['list']); sys.exit(status or 'torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "onnx", "onnxruntime", "safetensors", "tqdm"]))  # as if not installed
+from export.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_serving_environment_can_list_and_inspect_and_is_told_what_else_needs(repository: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("list").returncode == 0
+    assert run("inspect", str(repository / "hiera_demo_objects")).returncode == 0
+    refused = run("build", "hiera_tiny_224")
+    assert refused.returncode == 1
+    assert "pip install 'hiera-serve[export]'" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_inspect_shows_what_the_manifest_says(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

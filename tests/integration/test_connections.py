@@ -110,7 +110,9 @@ def test_what_is_not_http_is_refused_as_a_problem(server: RunningServer, request
         connection.sendall(request_bytes)
         response = read_response(connection)
         assert (response.status, response.closed) == (400, True)
-        assert json.loads(response.body)["code"] == "malformed_request"
+        body = json.loads(response.body)
+        assert (body["code"], body["request_id"]) == ("malformed_request", response.headers["x-request-id"])
+    server.wait_for(f'refused before it was a request.*"request_id": "{body["request_id"]}"')
 
 
 def test_a_caller_that_leaves_while_uploading_is_counted_and_its_room_given_back(server: RunningServer) -> None:

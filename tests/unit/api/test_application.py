@@ -236,6 +236,12 @@ def test_a_caller_that_leaves_ends_the_work_and_gives_the_room_back(log: io.Stri
     assert lines(log)[-1]["code"] == "cancelled"
 
 
+def test_probes_that_went_well_are_no_news(log: io.StringIO) -> None:
+    ask(build(SteeredService()), "GET", "/health/ready")
+    ask(build(SteeredService(), Condition(unready="loading")), "GET", "/health/ready")
+    assert [line["status"] for line in lines(log) if line["logger"] == "hiera.access"] == [503]
+
+
 def test_health_says_why_not() -> None:
     app = build(SteeredService(), Condition(unready="the models are being loaded", hopeless="the engine hangs"))
     ready, live = ask(app, "GET", "/health/ready"), ask(app, "GET", "/health/live")

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from pool_scenes import CLIP, a_pool, children, open_descriptors, order, run, until
 
-from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable
+from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Overloaded, Unavailable
 from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
 from app.media.pool import RESTART_REASONS, MediaPool
@@ -156,6 +156,23 @@ def test_an_idle_worker_that_dies_is_replaced_without_anyone_noticing() -> None:
                 assert decoded.info.width != victim
             await until(lambda: pool.worker_states == {"starting": 0, "idle": 2, "busy": 0})
             assert counts.restarts == {"killed": 1}
+
+    run(scene)
+
+
+def test_a_job_that_the_kernel_cannot_carry_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise OSError(105, "No buffer space available")
+
+    async def scene() -> None:
+        async with a_pool() as (pool, counts):
+            with monkeypatch.context() as full:
+                full.setattr(WorkerProcess, "send", no_memory)
+                with pytest.raises(Overloaded):
+                    await order(pool, "fill:1")
+            with await order(pool, "fill:2") as decoded:
+                assert (decoded.rows == 2).all()
+            assert not counts.restarts
 
     run(scene)
 

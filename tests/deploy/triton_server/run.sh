@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serves packages with a real Triton and compares what it says with this server's own engine.
 #
-#   tests/deploy/triton/run.sh [REPOSITORY [NAME…]]      by default every package of model_repo/
+#   tests/deploy/triton_server/run.sh [REPOSITORY [NAME…]]      by default every package of model_repo/
 #
 # Triton is the one of the nvidia-pytriton wheel (CPU, no Docker), in an environment of its own in .cache/triton. Its
 # Python backend brings an interpreter that needs a standard library which fits it; Debian 12's python3.11 does.
@@ -17,11 +17,11 @@ if [ -z "${TRITON_PYTHON:-}" ]; then
     environment=.cache/triton
     if [ ! -e "$environment/.ready" ]; then
         "$base" -m venv "$environment"
-        "$environment/bin/pip" install --quiet -r tests/deploy/triton/requirements.txt
+        "$environment/bin/pip" install --quiet -r tests/deploy/triton_server/requirements.txt
         touch "$environment/.ready"
     fi
     TRITON_PYTHON=$environment/bin/python
 fi
 repository=${1:-model_repo}
 [ $# = 0 ] || shift
-PYTHONPATH=$PWD exec "$TRITON_PYTHON" tests/deploy/triton/check_triton.py "$repository" "$@"
+PYTHONPATH=$PWD exec "$TRITON_PYTHON" tests/deploy/triton_server/check_triton.py "$repository" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs deploy/ray on a real local Ray, under load, with a replica killed.
 #
-#   tests/deploy/ray/run.sh [REPOSITORY] [--model NAME] [--rounds N] [--seconds N]
+#   tests/deploy/ray_serve/run.sh [REPOSITORY] [--model NAME] [--rounds N] [--seconds N]
 #
 #   RAY_PYTHON   an environment that is there already; else one is made in .cache/ray
 set -euo pipefail
@@ -10,11 +10,11 @@ if [ -z "${RAY_PYTHON:-}" ]; then
     environment=.cache/ray
     if [ ! -e "$environment/.ready" ]; then
         "${PYTHON:-python3}" -m venv "$environment"
-        "$environment/bin/pip" install --quiet '.[cpu]' -r tests/deploy/ray/requirements.txt
+        "$environment/bin/pip" install --quiet '.[cpu]' -r tests/deploy/ray_serve/requirements.txt
         "$environment/bin/pip" uninstall --quiet --yes hiera-serve # the tree itself is what is tested
         touch "$environment/.ready"
     fi
     RAY_PYTHON=$environment/bin/python
 fi
 export PYTHONPATH=$PWD RAY_USAGE_STATS_ENABLED=0 RAY_raylet_start_wait_time_s=300
-exec "$RAY_PYTHON" tests/deploy/ray/check_ray.py "$@"
+exec "$RAY_PYTHON" tests/deploy/ray_serve/check_ray.py "$@"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import io
 import os
 import signal
 import statistics
@@ -18,9 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import ray
-from PIL import Image
 from ray import serve
 
 from app.load.generator import Plan
@@ -30,18 +27,11 @@ from app.load.server import free_port
 from app.load.target import parse_target
 from deploy.ray.application import Arguments, build
 
+PHOTO = Path(__file__).parents[3] / "app" / "load" / "sample.jpg"
 ATTEMPTS = 8
 FIRST_PAUSE_S = 0.1
 PATIENCE_S = 300.0
 CALLERS = 16
-
-
-def photo() -> bytes:
-    """A synthetic photo of the size that the benchmarks use, as JPEG."""
-    coarse = np.random.default_rng(0).integers(0, 256, (12, 18, 3), np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(coarse).resize((500, 331), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=90)
-    return picture.getvalue()
 
 
 def replica_pids() -> set[int]:
@@ -212,7 +202,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
-    house, body = House(arguments.repository, arguments.model), photo()
+    house, body = House(arguments.repository, arguments.model), PHOTO.read_bytes()
     # CPUs that may be reserved; the machine has as many as it has.
     ray.init(num_cpus=3, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     try:

@@ -1,0 +1,106 @@
+"""The life of a server around its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from app.errors import PackageError, Unavailable
+from app.main import Server
+from app.settings import load_settings
+from app.telemetry.metrics import Metrics
+
+
+class Parts:
+    """Registry, pool and service in one: each does what it is told to."""
+
+    def __init__(self, *, pool_error: Exception | None = None, load_error: Exception | None = None) -> None:
+        self.registry = self.pool = self.service = self
+        self.pool_error, self.load_error = pool_error, load_error
+        self.unhealthy: str | None = None
+        self.open_tickets = 0
+        self.done: list[str] = []
+
+    async def start(self) -> None:
+        if self.pool_error is not None:
+            raise self.pool_error
+
+    def load_all(self) -> None:
+        if self.load_error is not None:
+            raise self.load_error
+
+    def unready_reason(self) -> str | None:
+        return None
+
+    def hopeless_reason(self) -> str | None:
+        return None
+
+    def drain(self) -> None:
+        self.done.append("refuse")
+
+    async def drained(self, timeout_s: float) -> bool:
+        self.done.append("finish")
+        return True
+
+    def close(self, seconds: float) -> Any:
+        self.done.append("close")
+        return asyncio.sleep(0) if seconds == 0 else None
+
+
+def started(parts: Parts, root: Path, *, stop: bool = False) -> Server:
+    """A server whose start is over; and with `stop`, its end too."""
+    server = Server(cast(Any, parts), load_settings({"model_repository": root}), Metrics())
+
+    async def scenario() -> None:
+        await server.start()
+        await asyncio.sleep(0.3)
+        if stop:
+            await server.stop()
+
+    asyncio.run(scenario())
+    return server
+
+
+@pytest.fixture(autouse=True)
+def _unfrozen() -> Any:
+    yield
+    gc.unfreeze()
+
+
+def test_it_is_ready_when_its_parts_are(tmp_path: Path) -> None:
+    parts = Parts()
+    server = started(parts, tmp_path)
+    assert (server.unready_reason(), server.hopeless_reason()) == (None, None)
+    parts.unhealthy = "workers die"
+    assert server.unready_reason() == "workers die"
+
+
+def test_a_drain_is_told_before_requests_are_refused(tmp_path: Path) -> None:
+    parts = Parts()
+    server = started(parts, tmp_path)
+    server.begin_drain()
+    assert server.unready_reason() == "the server is shutting down"
+    assert parts.done == []
+    server.refuse_requests()
+    assert parts.done == ["refuse"]
+
+
+def test_stopping_finishes_what_was_admitted_before_anything_is_closed(tmp_path: Path) -> None:
+    parts = Parts()
+    started(parts, tmp_path, stop=True)
+    assert parts.done == ["refuse", "finish", "close", "close"]
+
+
+def test_media_workers_that_cannot_be_started_call_for_a_restart(tmp_path: Path) -> None:
+    server = started(Parts(pool_error=Unavailable("they die at once")), tmp_path)
+    assert server.unready_reason() == server.hopeless_reason() == "the media workers cannot be started"
+
+
+def test_a_repository_that_cannot_be_read_does_not(tmp_path: Path) -> None:
+    server = started(Parts(load_error=PackageError("no such folder")), tmp_path)
+    assert server.unready_reason() == "the model repository cannot be read"
+    assert server.hopeless_reason() is None

@@ -245,7 +245,9 @@ def test_rendered_rows_are_the_same_each_time_and_differ_where_mistakes_would_hi
         assert np.abs(row - row[..., ::-1]).mean() > 5, "the colours must differ"
         assert np.abs(row - row[..., ::-1, :]).mean() > 5, "left and right must differ"
         if row.ndim == 4:
-            assert np.abs(row[1:] - row[:-1]).mean(axis=(1, 2, 3)).min() > 2, "each frame must differ from the last"
+            assert np.abs(row[1:] - row[:-1]).mean(axis=(1, 2, 3)).min() > 10, (
+                "each frame must differ from the last, by more than grain"
+            )
 
 
 def test_normalisation_is_that_of_the_manifest() -> None:

@@ -95,9 +95,18 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+_of_others: set[int] = set()
+
+
+def leave_out_children_of_others() -> None:
+    """Call it before a test: what earlier tests or their libraries have started is none of the pool's."""
+    _of_others.clear()
+    _of_others.update(children())
+
+
 def children() -> set[int]:
-    """The processes that this one started and has not reaped, zombies included."""
+    """The processes that this one started in this test and has not reaped, zombies included."""
     pids: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         pids.update(int(pid) for pid in (task / "children").read_text().split())
-    return pids
+    return pids - _of_others

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, cast
@@ -205,7 +204,7 @@ class FakePool:
         self.made: list[FakeRows] = []
 
     async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
-        marks = os.pread(body.fd, body.size, 0)
+        marks = bytes(body.small)  # the marks of a test are a small file
         if self.before is not None:
             await self.before(marks)
         views: tuple[View, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -28,3 +29,9 @@ def keep_freed_memory(keep_bytes: int = 64 * 1024 * 1024) -> bool:
     # 32 MiB is the largest threshold that glibc accepts on 64-bit machines.
     kept = mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024) == 1 and mallopt(_M_TRIM_THRESHOLD, keep_bytes) == 1
     return bool(kept)
+
+
+def give_back_freed_memory() -> None:
+    """Hand all freed memory back to the kernel: what is kept counts against a process's limit on its address space."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

@@ -25,7 +25,7 @@ from app.errors import BrokenMedia, LimitExceeded, RequestError
 from app.media import messages, sandbox
 from app.media.decoders import Decode, load_decoder
 from app.media.formats import Kind
-from app.media.heap import keep_freed_memory
+from app.media.heap import give_back_freed_memory, keep_freed_memory
 from app.media.limits import MediaLimits
 from app.media.messages import JobHeader, Outcome
 from app.media.shared import ONE_SHOT
@@ -68,6 +68,7 @@ class _Bench:
             info = self._run(header, job, body, descriptors)
         except RequestError as refusal:
             error = refusal.with_traceback(None)
+            error.__cause__ = error.__context__ = None  # their frames hold what was decoded
         except MemoryError:
             error = LimitExceeded("decoding the file takes more memory than one file may take")
         except Exception:  # a decoder's bug, brought out by this file: its caller pays, the log says where
@@ -77,6 +78,8 @@ class _Bench:
                 os.close(descriptor)
         if error is not None or header.body_bytes > _LARGE_FILE_BYTES:
             gc.collect()  # a cycle may hold the file's mapping, which counts against the memory limit
+        if isinstance(error, LimitExceeded):
+            give_back_freed_memory()  # else the next file might not find room beside what this one left in the heap
         return messages.encode_outcome(Outcome(header.number, time.perf_counter() - started, info, error, trace))
 
     def _run(self, header: JobHeader, job: DecodeJob, body: memoryview, descriptors: list[int]) -> DecodeInfo:

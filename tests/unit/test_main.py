@@ -22,6 +22,7 @@ class Parts:
         self.registry = self.pool = self.service = self
         self.pool_error, self.load_error = pool_error, load_error
         self.unhealthy: str | None = None
+        self.confinement = "seccomp"
         self.open_tickets = 0
         self.done: list[str] = []
 

@@ -137,24 +137,43 @@ def test_every_video_format_is_decoded_inside_the_sandbox_as_outside(threads: in
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_worker(threads: int) -> None:
-    picture = Image.new("RGB", (4000, 3000), (90, 120, 60))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    image = file.getvalue()  # 36 MB of pixels
-    video = video_file("avi", "mpeg4", "yuv420p", [picture] * 2)  # 18 MB a picture, several of them in the decoder
+@pytest.mark.parametrize("room", [24 << 20, 30 << 20, 46 << 20])  # each leaves another remainder in the heap
+def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_worker(room: int, threads: int) -> None:
+    image, video = large_image(), large_video()
 
     async def scene() -> None:
         options = {"command": WORKER_COMMAND, "codec_threads": threads}
-        async with a_pool(worker_memory_bytes=30 << 20, **options) as (pool, counts):
+        async with a_pool(worker_memory_bytes=room, **options) as (pool, counts):
             for data, job in ((image, IMAGE_JOB), (video, VIDEO_JOB)):
                 with pytest.raises(LimitExceeded, match="memory"):
                     await order(pool, data, job)
                 (await order(pool, IMAGES["jpeg"], IMAGE_JOB)).close()
             assert not counts.restarts
-        async with a_pool(worker_memory_bytes=1 << 30, **options) as (pool, counts):
-            for data, job in ((image, IMAGE_JOB), (video, VIDEO_JOB)):
+
+    run(scene)
+
+
+def test_large_files_that_a_worker_has_memory_for_are_decoded() -> None:
+    async def scene() -> None:
+        async with a_pool(worker_memory_bytes=1 << 30, command=WORKER_COMMAND) as (pool, counts):
+            for data, job in ((large_image(), IMAGE_JOB), (large_video(), VIDEO_JOB)):
                 (await order(pool, data, job)).close()
             assert not counts.restarts
 
     run(scene)
+
+
+def large_picture() -> Image.Image:
+    return Image.new("RGB", (4000, 3000), (90, 120, 60))
+
+
+def large_image() -> bytes:
+    """36 MB of pixels, which Pillow decodes as a whole."""
+    file = io.BytesIO()
+    large_picture().save(file, "PNG")
+    return file.getvalue()
+
+
+def large_video() -> bytes:
+    """18 MB a picture, several of them in the decoder."""
+    return video_file("avi", "mpeg4", "yuv420p", [large_picture()] * 2)

@@ -4,7 +4,8 @@
 #   docker build --target export      -t hiera-export .        torch; writes packages into a mounted /models
 #
 # BASE_IMAGE needs Debian's or a compatible glibc and a `python3` (3.11 or later) with pip and venv.
-# Behind a proxy with a certificate of its own: --secret id=ca,src=BUNDLE.pem
+# Behind a proxy with a certificate of its own: --secret id=ca,src=BUNDLE.pem; with a package index of your own:
+# --secret id=pip,src=PIP.CONF
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # ---- what the server imports, installed by the lock file's hashes and then slimmed -----------------------------------
@@ -14,17 +15,21 @@ COPY docker/pip-install.sh docker/slim.sh /usr/local/bin/
 RUN --mount=type=bind,source=requirements/serve.lock,target=/tmp/serve.lock \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca \
+    --mount=type=secret,id=pip \
     pip-install.sh --require-hashes -r /tmp/serve.lock \
     && slim.sh /opt/venv
 
-# ---- the same over CUDA; TensorRT is an option: --build-arg TENSORRT=tensorrt-cu12 -----------------------------------
+# ---- the same over CUDA; TensorRT is an option: --build-arg TENSORRT=tensorrt-cu13 -----------------------------------
 FROM serve-dependencies AS gpu-dependencies
-ARG ONNXRUNTIME_GPU="onnxruntime-gpu[cuda,cudnn]"
 ARG TENSORRT=""
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=bind,source=requirements/gpu.lock,target=/tmp/gpu.lock \
+    --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca \
+    --mount=type=secret,id=pip \
     rm -rf /opt/venv/lib/python3*/site-packages/onnxruntime* \
-    && pip-install.sh "${ONNXRUNTIME_GPU}" ${TENSORRT}
+    && pip-install.sh --require-hashes -r /tmp/gpu.lock \
+    && if [ -n "${TENSORRT}" ]; then pip-install.sh ${TENSORRT}; fi \
+    && slim.sh /opt/venv
 
 # ---- what both servers share: the code, the demo packages, a user without rights --------------------------------------
 FROM ${BASE_IMAGE} AS server-base
@@ -89,6 +94,7 @@ RUN --mount=type=bind,source=requirements/test.lock,target=/tmp/test.lock \
     --mount=type=bind,source=pyproject.toml,target=/tmp/pyproject.toml \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca \
+    --mount=type=secret,id=pip \
     python3 -c 'import tomllib; p = tomllib.load(open("/tmp/pyproject.toml", "rb"))["project"]; \
         print("\n".join(p["dependencies"] + p["optional-dependencies"]["export"]))' > /tmp/export.txt \
     && pip-install.sh -r /tmp/export.txt -c /tmp/test.lock
@@ -96,7 +102,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONPATH=/srv/hiera \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
-    HF_HOME=/cache/huggingface
+    XDG_CACHE_HOME=/cache
 # hiera-export writes into ./model_repo by default: the mounted folder.
 RUN mkdir -p /models /cache /srv/hiera && chmod 1777 /cache && ln -s /models /srv/hiera/model_repo
 WORKDIR /srv/hiera

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
 
 from docker_engine import docker, inspect
 
+ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("SERVER_IMAGE", "hiera-serve")
 MEGABYTE = 1_000_000
 
@@ -62,3 +68,24 @@ def test_its_engines_survived_the_slimming() -> None:
     devices = run_in_image("python3", "-c", script)
     assert "CPU" in devices
     assert "CPUExecutionProvider" in devices
+
+
+def test_a_change_of_the_code_installs_nothing_again(tmp_path: Path) -> None:
+    for name in ("app", "export", "docker", "requirements", "model_repo"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    with (tmp_path / "app" / "errors.py").open("a") as code:
+        code.write("\nCHANGED = True\n")
+    begin = time.monotonic()
+    command = [os.environ["DOCKER"], "build", "--progress=plain", "--network=host", "--build-arg", "BASE_IMAGE"]
+    built = subprocess.run(
+        [*command, "--target", "server", "--tag", "hiera-test/changed", tmp_path],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    print(f"\n   built again after a change of the code in {time.monotonic() - begin:.1f} s")
+    assert built.returncode == 0, built.stdout
+    steps = dict(re.findall(r"^#(\d+) \[.*?\] (.*)$", built.stdout, re.M))
+    reused = {steps[number] for number in re.findall(r"^#(\d+) CACHED$", built.stdout, re.M) if number in steps}
+    assert any("pip-install.sh --require-hashes" in step for step in reused), built.stdout
+    assert not any(step.startswith("COPY app") for step in reused), "the change was not seen"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from app.engines.cache import usable_cache
 from app.engines.cpus import available_cpus
 from app.engines.factory import EngineOptions
 from app.errors import PackageError
@@ -78,7 +79,7 @@ def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
             precision=settings.engine_precision,
             threads=settings.engine_threads,
             device=settings.engine_device,
-            cache_dir=settings.engine_cache_folder,
+            cache_dir=usable_cache(settings.engine_cache_folder),
             max_batch=settings.max_batch_rows,
         ),
         ServingOptions(

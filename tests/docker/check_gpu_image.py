@@ -37,7 +37,7 @@ def settled(identity: str, timeout_s: float = 120) -> str:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         said = ask(identity, "/health/ready")
-        if said and "loading" not in said:
+        if said and "being" not in said:  # loaded, started
             return said
         time.sleep(0.5)
     raise AssertionError(f"no answer within {timeout_s:g} s: {docker('logs', identity)}")

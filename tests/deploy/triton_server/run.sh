@@ -8,6 +8,7 @@
 #
 #   TRITON_BASE_PYTHON   makes that environment (/usr/bin/python3.11, else python3)
 #   TRITON_PYTHON        an environment that is there already
+#   PYTHON               whose pip installs into it (python3)
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -16,8 +17,8 @@ if [ -z "${TRITON_PYTHON:-}" ]; then
     [ -x "$base" ] || base=python3
     environment=.cache/triton
     if [ ! -e "$environment/.ready" ]; then
-        "$base" -m venv "$environment"
-        "$environment/bin/pip" install --quiet -r tests/deploy/triton_server/requirements.txt
+        "$base" -m venv --without-pip "$environment"  # Debian's has no ensurepip
+        "${PYTHON:-python3}" -m pip --python "$environment/bin/python" install --quiet -r tests/deploy/triton_server/requirements.txt
         touch "$environment/.ready"
     fi
     TRITON_PYTHON=$environment/bin/python

@@ -8,15 +8,17 @@
 # --secret id=pip,src=PIP.CONF
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# ---- what the server imports, installed by the lock file's hashes and then slimmed -----------------------------------
+# ---- what the server imports, tracing included, installed by the locks' hashes and then slimmed --------------------------------
 FROM ${BASE_IMAGE} AS serve-dependencies
 RUN python3 -m venv --without-pip /opt/venv
 COPY docker/pip-install.sh docker/slim.sh /usr/local/bin/
 RUN --mount=type=bind,source=requirements/serve.lock,target=/tmp/serve.lock \
+    --mount=type=bind,source=requirements/otel.lock,target=/tmp/otel.lock \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca \
     --mount=type=secret,id=pip \
     pip-install.sh --require-hashes -r /tmp/serve.lock \
+    && pip-install.sh --require-hashes -r /tmp/otel.lock \
     && slim.sh /opt/venv
 
 # ---- the same over CUDA; TensorRT is an option: --build-arg TENSORRT=tensorrt-cu13 -----------------------------------

@@ -46,9 +46,11 @@ format: $(TEST_VENV)/.ready ## write the code in the project's format
 lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools on the PATH)
 	pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
 	  --no-emit-find-links --no-header --extra cpu --output-file requirements/serve.lock pyproject.toml
-	pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
-	  --no-emit-find-links --no-header --constraint requirements/serve.lock --extra gpu \
-	  --output-file requirements/gpu.lock pyproject.toml
+	for extra in gpu otel; do \
+	  pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
+	    --no-emit-find-links --no-header --constraint requirements/serve.lock --extra $$extra \
+	    --output-file requirements/$$extra.lock pyproject.toml || exit; \
+	done
 	pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	  --no-header --unsafe-package setuptools --constraint requirements/constraints.txt \
 	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml

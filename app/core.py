@@ -17,10 +17,12 @@ from app.media.pool import MediaPool
 from app.repository.manifest import read_manifest
 from app.repository.store import MANIFEST, discover, latest
 from app.serving.admission import Admission, Peers
+from app.serving.changes import Order, Report
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.remote import RemoteModels
 from app.serving.results import Task
+from app.serving.rollout import Rollout
 from app.serving.service import Service, ServiceDefaults
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -36,6 +38,7 @@ class Core(Generic[AnyModels]):
     registry: AnyModels
     pool: MediaPool
     service: Service
+    administer: Callable[[Order], Awaitable[Report]]
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class SharedEngines:
         peers: the other HTTP processes, as admission sees them.
         processes: how many there are; media workers and connections are divided by it.
         exposition: the metrics of all processes for an Accept header, and their content type.
+        administer: carries out a change of the models.
     """
 
     models: RemoteModels
     peers: Peers
     processes: int
     exposition: Callable[[str], Awaitable[tuple[bytes, str]]]
+    administer: Callable[[Order], Awaitable[Report]]
 
 
 def load_models(root: Path, registry: ModelRegistry | RemoteModels, metrics: Metrics) -> None:
@@ -88,6 +93,7 @@ def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
             max_queue_delay_s=settings.max_queue_delay_ms / 1000,
             warmup_budget_s=settings.warmup_budget_seconds,
             exact_images=settings.exact_resize,
+            drain_s=settings.model_drain_seconds,
         ),
         defaults=defaults,
         observer=metrics,
@@ -96,16 +102,22 @@ def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
 
 def create_core(settings: Settings, metrics: Metrics) -> Core[ModelRegistry]:
     """The parts that classify, not started."""
-    return _connect(settings, metrics, create_registry(settings, metrics))
+    registry = create_registry(settings, metrics)
+    return _connect(settings, metrics, registry, Rollout(registry, settings.model_repository).administer)
 
 
 def create_shared_core(settings: Settings, metrics: Metrics, shared: SharedEngines) -> Core[RemoteModels]:
     """The parts that classify in front of the engines of another process, not started."""
-    return _connect(settings, metrics, shared.models, shared.processes, shared.peers)
+    return _connect(settings, metrics, shared.models, shared.administer, shared.processes, shared.peers)
 
 
 def _connect(
-    settings: Settings, metrics: Metrics, registry: Models, processes: int = 1, peers: Peers | None = None
+    settings: Settings,
+    metrics: Metrics,
+    registry: Models,
+    administer: Callable[[Order], Awaitable[Report]],
+    processes: int = 1,
+    peers: Peers | None = None,
 ) -> Core[Models]:
     cpus = available_cpus()
     image_workers = max(1, (settings.image_workers or cpus) // processes)
@@ -138,7 +150,7 @@ def _connect(
         ),
         metrics,
     )
-    return Core(registry, pool, service)
+    return Core(registry, pool, service, administer)
 
 
 def _media_limits(settings: Settings) -> MediaLimits:

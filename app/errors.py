@@ -14,11 +14,13 @@
     ├── RequestCancelled            the caller left
     ├── EngineError                 a batch failed for a reason of ours
     │   └── EngineOutOfMemory           the batch was too large for the device
+    ├── ChangeRefused               a change of the served models was refused; what served before serves on
     ├── EngineUnavailable           an engine cannot be had here; the message says what is missing
     └── PackageError                a model package is refused; the message says which file and why
 
 The message of a `RequestError`, `Overloaded`, `Unavailable` or `DeadlineExceeded` is shown to callers: it says what to
-do and nothing of the inside. The messages of the others go to the log only.
+do and nothing of the inside. That of a `ChangeRefused` is shown to whoever has an admin key. The messages of the others
+go to the log only.
 """
 
 from __future__ import annotations
@@ -91,6 +93,10 @@ class EngineError(HieraError):
 
 class EngineOutOfMemory(EngineError):
     code = "engine_out_of_memory"
+
+
+class ChangeRefused(HieraError):
+    code = "change_refused"
 
 
 class EngineUnavailable(HieraError):

@@ -125,6 +125,7 @@ def run(channel_fd: int, board_fd: int, settings_fd: int, line: int, parent_pid:
         peers=AdmissionBoard(board_fd, settings.http_workers, line),
         processes=settings.http_workers,
         exposition=link.scrape,
+        administer=link.administer,
     )
     try:
         app = create_app(settings, shared)

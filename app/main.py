@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -145,13 +146,16 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
+    keys, admin_keys = _key_rings(settings)
     parts = Parts(
         service=core.service,
         models=core.registry,
         condition=server,
         metrics=metrics,
         exposition=metrics.exposition if shared is None else shared.exposition,
-        keys=_key_ring(settings),
+        keys=keys,
+        admin_keys=admin_keys,
+        administer=core.administer,
         bounds=_bounds(settings),
         metrics_need_key=settings.metrics_need_key,
         cors_origins=settings.cors_origin_list,
@@ -217,10 +221,19 @@ def _bounds(settings: Settings) -> dict[Task, ClassifyBounds]:
     return {"image": ClassifyBounds(query, images, pace), "video": ClassifyBounds(query, video, pace)}
 
 
-def _key_ring(settings: Settings) -> KeyRing:
+def _key_rings(settings: Settings) -> tuple[KeyRing, KeyRing]:
+    """The API keys and the admin keys."""
+    keys = _key_ring("HIERA_API_KEYS", settings.api_key_entries, settings.api_keys_file, "API key")
+    admin = _key_ring("HIERA_ADMIN_KEYS", settings.admin_key_entries, settings.admin_keys_file, "admin key")
+    if keys.shares_a_secret_with(admin):
+        raise SettingsError(["HIERA_API_KEYS and HIERA_ADMIN_KEYS share a secret; it would open neither"])
+    return keys, admin
+
+
+def _key_ring(variable: str, entries: tuple[str, ...], file: Path | None, called: str) -> KeyRing:
     try:
-        return KeyRing(settings.api_key_entries, settings.api_keys_file)
+        return KeyRing(entries, file, called)
     except ValueError as error:
-        raise SettingsError([f"HIERA_API_KEYS or HIERA_API_KEYS_FILE: {error}"]) from error
+        raise SettingsError([f"{variable} or {variable}_FILE: {error}"]) from error
     except OSError as error:
-        raise SettingsError([f"HIERA_API_KEYS_FILE cannot be read: {error}"]) from error
+        raise SettingsError([f"{variable}_FILE cannot be read: {error}"]) from error

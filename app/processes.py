@@ -31,7 +31,9 @@ from app.errors import PackageError
 from app.http_worker import WRONG_SETTING_STATUS
 from app.main import create_host_metrics
 from app.serving.board import clear_line, create_board
+from app.serving.changes import Order, Report
 from app.serving.host import Session
+from app.serving.rollout import Rollout
 from app.serving.table import ModelTable
 from app.serving.wire import Phase, State
 from app.settings import Settings
@@ -76,6 +78,7 @@ class EngineHost:
         self._on_serving: Callable[[], None] | None = on_serving
         self._metrics = create_host_metrics()
         self._registry = create_registry(settings, self._metrics)
+        self._rollout = Rollout(self._registry, settings.model_repository)
         self._totals = Totals(self._metrics.registry)
         self._table = ModelTable(self._registry)
         self._board = create_board(settings.http_workers)
@@ -131,7 +134,7 @@ class EngineHost:
             channel, process = self._spawn(place.line)
             watch = os.pidfd_open(process.pid)
             loop.add_reader(watch, ended.set)
-            session = Session(channel, self._table, self._scrape, ended.set)
+            session = Session(channel, self._table, self._scrape, self._administer, ended.set)
             place.process, place.session = process, session
             await ended.wait()
             loop.remove_reader(watch)
@@ -181,11 +184,8 @@ class EngineHost:
     async def _look(self) -> None:
         """Keep the workers informed, watch them, and take connections while any of them can."""
         while True:
-            sessions = [place.session for place in self._places if place.session is not None]
-            if self._table.refresh():
-                for session in sessions:
-                    session.show_models()
-            self._table.let_go()
+            sessions = self._sessions()
+            self._show_models()
             now = time.monotonic()
             state = self._table.state(self._failure or self._workers_reason())
             turned = (state.unready_reason, state.hopeless_reason) != (
@@ -205,6 +205,29 @@ class EngineHost:
                     self._on_serving()
                     self._on_serving = None
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _sessions(self) -> list[Session]:
+        return [place.session for place in self._places if place.session is not None]
+
+    def _show_models(self) -> None:
+        if self._table.refresh():
+            for session in self._sessions():
+                session.show_models()
+        self._table.let_go()
+
+    async def _administer(self, order: Order) -> Report:
+        """Change the models; the answer comes when every worker has taken the new table in."""
+        try:
+            return await self._rollout.administer(order)
+        finally:
+            self._show_models()
+            await self._hear_all()
+
+    async def _hear_all(self) -> None:
+        """Wait until every worker has reported, and so has read all that was sent to it before; not for ever."""
+        reports = [session.report() for session in self._sessions() if session.serving]
+        if reports:
+            await asyncio.wait(reports, timeout=_REPORT_TIMEOUT_S)
 
     def _workers_reason(self) -> str | None:
         """Why the HTTP workers are not all well."""
@@ -247,11 +270,8 @@ class EngineHost:
 
     async def _scrape(self, accept: str) -> tuple[bytes, str]:
         """The metrics of all processes; of a worker that does not report in time, its last ones."""
-        sessions = [place.session for place in self._places if place.session is not None]
-        reports = [session.report() for session in sessions if session.serving]
-        if reports:
-            await asyncio.wait(reports, timeout=_REPORT_TIMEOUT_S)
-        return self._totals.render([session.samples for session in sessions], accept)
+        await self._hear_all()
+        return self._totals.render([session.samples for session in self._sessions()], accept)
 
     def _signalled(self, number: int) -> None:
         name, grace_s = signal.Signals(number).name, self._settings.shutdown_grace_seconds

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """Longest time that an idle engine waits for a fuller batch, from the oldest row on."""
     warmup_budget_seconds: PositiveSeconds = 10.0
     """Time for measuring a model's batch costs at its first start on a machine."""
+    model_drain_seconds: PositiveSeconds = 600.0
+    """Longest time that a replaced or unloaded model may take to finish its requests; longer than any request may."""
 
     # Requests
     image_timeout_seconds: PositiveSeconds = 30.0
@@ -150,6 +152,10 @@ class Settings(BaseSettings):
     """Keys that open the server, as name:secret, separated by commas; without any it is open to all."""
     api_keys_file: Path | None = None
     """File of further keys, one a line; read again when it changes."""
+    admin_keys: SecretStr = SecretStr("")
+    """Keys that open the admin calls alone, as name:secret, separated by commas; without any those calls are off."""
+    admin_keys_file: Path | None = None
+    """File of further admin keys, one a line; read again when it changes."""
     metrics_need_key: bool = False
     """Whether /metrics asks for a key too."""
     cors_origins: str = ""
@@ -177,6 +183,11 @@ class Settings(BaseSettings):
     def api_key_entries(self) -> tuple[str, ...]:
         """The entries of `api_keys`, not checked yet."""
         return _listed(self.api_keys.get_secret_value())
+
+    @property
+    def admin_key_entries(self) -> tuple[str, ...]:
+        """The entries of `admin_keys`, not checked yet."""
+        return _listed(self.admin_keys.get_secret_value())
 
     @property
     def cors_origin_list(self) -> tuple[str, ...]:
@@ -229,7 +240,9 @@ def _explain(fault: Any, given: Mapping[str, Any]) -> str:
     source = f"--{name.replace('_', '-')}" if name in given else variable_of(name)
     message = message[:1].lower() + message[1:]
     requirement = message.replace("input should be", "must be").replace("string should", "must")
-    return f"{source}: {requirement}" if name == "api_keys" else f"{source} is {fault['input']!r}, but {requirement}"
+    return (
+        f"{source}: {requirement}" if name.endswith("_keys") else f"{source} is {fault['input']!r}, but {requirement}"
+    )
 
 
 def _listed(text: str) -> tuple[str, ...]:

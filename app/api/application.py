@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -14,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from app.api import openapi
+from app.api.admin import VERSION, AdminEndpoints, Administer
 from app.api.classify import ClassifyBounds, classify_endpoint
 from app.api.exchange import exchange_of
 from app.api.health import Condition, Exposition, HealthEndpoints, MetricsEndpoint
@@ -22,7 +26,7 @@ from app.api.middleware import RecordExchanges, RequireKey
 from app.api.models import ModelEndpoints, ModelList
 from app.api.pages import PageEndpoints
 from app.api.problems import problem_of, problem_response
-from app.api.schemas import Health, ModelDetail, Models, Signpost
+from app.api.schemas import Health, ModelChange, ModelChanges, ModelDetail, Models, ModelStandings, Signpost
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
 from app.serving.results import Task
@@ -47,6 +51,8 @@ class Parts:
     metrics: Metrics
     exposition: Exposition
     keys: KeyRing
+    admin_keys: KeyRing
+    administer: Administer
     bounds: dict[Task, ClassifyBounds]
     metrics_need_key: bool = False
     cors_origins: tuple[str, ...] = ()
@@ -76,7 +82,7 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
     open_paths = _OPEN_PATHS if parts.metrics_need_key else _OPEN_PATHS | {"/metrics"}
-    app.add_middleware(RequireKey, keys=parts.keys, open_paths=open_paths)
+    app.add_middleware(RequireKey, keys=parts.keys, admin_keys=parts.admin_keys, open_paths=open_paths)
     app.add_middleware(FinishUnreadBodies)
     app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS)
     return app
@@ -97,29 +103,68 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
             openapi_extra=openapi.classify_extra(task, bounds.query, bounds.upload.max_files),
         )
 
-    def get(path: str, endpoint: Endpoint, summary: str, tag: str, success: type, *problems: int) -> None:
+    def add(
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        summary: str,
+        tag: str,
+        success: type[BaseModel],
+        *problems: int,
+        parameters: Sequence[dict[str, Any]] = (),
+    ) -> None:
         app.add_api_route(
             path,
             endpoint,
-            methods=["GET"],
+            methods=["GET", "HEAD"] if method == "GET" else [method],
             summary=summary,
             operation_id=endpoint.__name__,
             tags=[tag],
             response_model=None,
             responses=openapi.answers(success, *problems),
-            openapi_extra=_NAME_PARAMETER if "{name}" in path else None,
+            openapi_extra={"parameters": list(parameters)} if parameters else None,
         )
 
+    get = partial(add, "GET")
+    name = openapi.path_parameter("A name from /models.")
+    package = openapi.path_parameter("A name from /admin/models.")
     models, health, pages = ModelEndpoints(parts.models), HealthEndpoints(parts.condition), PageEndpoints()
     get("/models", models.list_models, "List the models", "models", Models, 401)
-    get("/models/{name}", models.show_model, "Show a model", "models", ModelDetail, 401, 404)
+    get("/models/{name}", models.show_model, "Show a model", "models", ModelDetail, 401, 404, parameters=[name])
     get("/health/live", health.live, "Whether the process works", "health", Health, 503)
     get("/health/ready", health.ready, "Whether requests are welcome", "health", Health, 503)
     get("/", pages.root, "Where to look", "pages", Signpost)
+    admin, path = AdminEndpoints(parts.administer), "/admin/models/{name}"
+    listed, changed, reloaded = (ModelStandings, 401, 403, 409), (ModelChange, 401, 403, 404), (ModelChanges, 401, 403)
+    get("/admin/models", admin.list_packages, "What is on disk, and what serves", "admin", *listed, 422)
+    add(
+        "PUT",
+        path,
+        admin.load_model,
+        "Load or swap a model",
+        "admin",
+        *changed,
+        409,
+        422,
+        503,
+        parameters=[package, VERSION],
+    )
+    add("DELETE", path, admin.unload_model, "Unload a model", "admin", *changed, 422, 503, parameters=[package])
+    add(
+        "POST",
+        "/admin/reload",
+        admin.reload_models,
+        "Load and unload what has changed on disk",
+        "admin",
+        *reloaded,
+        409,
+        422,
+        503,
+    )
     app.add_api_route(
         "/metrics",
         MetricsEndpoint(parts.exposition).scrape,
-        methods=["GET"],
+        methods=["GET", "HEAD"],
         summary="Metrics for Prometheus",
         operation_id="metrics",
         tags=["health"],
@@ -132,20 +177,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         },
     )
     for path, page in (("/docs", pages.docs), ("/docs/docs.js", pages.script), ("/docs/docs.css", pages.style)):
-        app.add_api_route(path, page, methods=["GET"], include_in_schema=False, response_model=None)
-
-
-_NAME_PARAMETER = {
-    "parameters": [
-        {
-            "name": "name",
-            "in": "path",
-            "required": True,
-            "description": "A name from /models.",
-            "schema": {"type": "string"},
-        }
-    ]
-}
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

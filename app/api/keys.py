@@ -1,4 +1,6 @@
-"""API keys: named, several, from the environment or a file that may change while the server runs."""
+"""Keys: named, several, from the environment or a file that may change while the server runs. One ring opens the
+classification, another the admin calls.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ _log = logging.getLogger("hiera.keys")
 
 
 class KeyRing:
-    """The keys that open the server. Without any, it is open to all.
+    """The keys that open something.
 
     Args:
         keys: entries `name:secret`, or a secret alone (which is then called "key1", "key2", …).
         file: one entry a line, blank lines and lines with # in front aside; read again when it changes. A file that can
             no longer be read leaves the last keys in force.
+        called: what such a key is called in messages.
         clock: monotonic seconds.
 
     Raises:
@@ -27,9 +30,14 @@ class KeyRing:
     """
 
     def __init__(
-        self, keys: Iterable[str] = (), file: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        keys: Iterable[str] = (),
+        file: Path | None = None,
+        called: str = "API key",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fixed = _digests(keys)
+        self._called = called
+        self._fixed = _digests(keys, called)
         self._file = file
         self._clock = clock
         self._stamp: tuple[int, int, int] | None = None
@@ -40,8 +48,12 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
-        """Whether a caller needs a key. A file of keys closes the server even while it is empty."""
+        """Whether there are keys at all. A file of keys counts even while it is empty."""
         return bool(self._fixed) or self._file is not None
+
+    def shares_a_secret_with(self, other: KeyRing) -> bool:
+        """Whether some secret is in both rings now."""
+        return not self._digests.keys().isdisjoint(other._digests)
 
     def name_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """The name of the key that a request carries, or None if it carries none that fits."""
@@ -64,17 +76,18 @@ class KeyRing:
         try:
             if _stamp(self._file) != self._stamp:
                 self._load(self._file)
-                _log.info("API keys reloaded", extra={"fields": {"keys": len(self._digests)}})
+                _log.info("%ss reloaded", self._called, extra={"fields": {"keys": len(self._digests)}})
         except (OSError, ValueError) as error:
-            _log.warning("API keys could not be reloaded; the last ones stay in force: %s", error)
+            _log.warning("%ss could not be reloaded; the last ones stay in force: %s", self._called, error)
 
     def _load(self, file: Path) -> None:
         self._stamp = _stamp(file)
         lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-        self._digests = self._fixed | _digests(line for line in lines if line and not line.startswith("#"))
+        entries = (line for line in lines if line and not line.startswith("#"))
+        self._digests = self._fixed | _digests(entries, self._called)
 
 
-def _digests(entries: Iterable[str]) -> dict[bytes, str]:
+def _digests(entries: Iterable[str], called: str) -> dict[bytes, str]:
     """Names by SHA-256 of the secret; the secrets themselves are not kept."""
     digests = {}
     for number, entry in enumerate(entries, start=1):
@@ -82,7 +95,9 @@ def _digests(entries: Iterable[str]) -> dict[bytes, str]:
         if not colon:
             name, secret = f"key{number}", name
         if not name or not secret or not (name + secret).isprintable() or " " in secret:
-            raise ValueError(f"API key {number} is not of the form name:secret, in printable characters without spaces")
+            raise ValueError(
+                f"{called} {number} is not of the form name:secret, in printable characters without spaces"
+            )
         digests[hashlib.sha256(secret.encode()).digest()] = name
     return digests
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.admin import ADMIN_PREFIX
 from app.api.exchange import Exchange, exchange_of, sound_request_id
 from app.api.keys import KeyRing
-from app.api.problems import Unauthorized, problem_response
-from app.errors import Unavailable
+from app.api.problems import Forbidden, Unauthorized, problem_response
+from app.errors import RequestError, Unavailable
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 
@@ -87,34 +88,57 @@ class RecordExchanges:
 
 
 class RequireKey:
-    """Lets a request pass to the closed paths only with one of the keys; does nothing while there are none.
+    """Lets a request pass only with a key of the right ring: the API keys' while there are any, for admin calls the
+    admin keys'. Neither ring opens what belongs to the other; a secret that is in both opens nothing.
 
     Args:
         app: the next layer.
-        keys: the API keys.
+        keys: the API keys; without any, all but the admin calls is open.
+        admin_keys: without any, the admin calls are off.
         open_paths: what anybody may ask for; a path that ends in a slash stands for all below it.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, admin_keys: KeyRing, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
+        self._admin_keys = admin_keys
         self._open = open_paths
         self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys.required and not self._is_open(scope):
-            exchange = exchange_of(scope)
-            exchange.key = self._keys.name_of(scope["headers"])
-            if exchange.key is None:
-                refusal = Unauthorized("send a valid API key, as X-API-Key: KEY or Authorization: Bearer KEY")
-                await _answer(refusal, exchange, scope, receive, send)
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await _answer(refusal, exchange_of(scope), scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _is_open(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> RequestError | None:
+        """Why the request may not pass; None when it may."""
         path: str = scope["path"]
         # A browser asks with OPTIONS, and without a key, whether it may send one (CORS).
-        return path in self._open or path.startswith(self._open_below) or scope["method"] == "OPTIONS"
+        if scope["method"] == "OPTIONS":
+            return None
+        if path.startswith(ADMIN_PREFIX):
+            if not self._admin_keys.required:
+                return Forbidden(
+                    "admin calls are off; the server's operator turns them on by setting an admin key", code="admin_off"
+                )
+            return _judge(scope, self._admin_keys, self._keys, "an admin key")
+        if not self._keys.required or path in self._open or path.startswith(self._open_below):
+            return None
+        return _judge(scope, self._keys, self._admin_keys, "an API key")
+
+
+def _judge(scope: Scope, fitting: KeyRing, other: KeyRing, wanted: str) -> RequestError | None:
+    exchange = exchange_of(scope)
+    stranger = other.name_of(scope["headers"])
+    exchange.key = stranger or fitting.name_of(scope["headers"])
+    if stranger is not None:
+        return Forbidden(f"the key that was sent is not for this; it takes {wanted}")
+    if exchange.key is None:
+        return Unauthorized(f"send {wanted} that is valid, as X-API-Key: KEY or Authorization: Bearer KEY")
+    return None
 
 
 async def _answer(error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api.schemas import Accuracy, BatchCost, Engine, EngineTrial, ModelDetail, ModelEntry, Models
 from app.errors import UnknownModel
 from app.serving.model import LoadedModel
-from app.serving.registry import ModelStatus
+from app.serving.status import ModelStatus
 
 
 class ModelList(Protocol):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
 
 from app.api import schemas
 from app.api.problems import MEDIA_TYPE
@@ -28,6 +31,9 @@ _ON_THE_WIRE: tuple[type[BaseModel], ...] = (
     schemas.VideoResult,
     schemas.Models,
     schemas.ModelDetail,
+    schemas.ModelChange,
+    schemas.ModelChanges,
+    schemas.ModelStandings,
     schemas.Health,
     schemas.Signpost,
     schemas.Images,
@@ -35,8 +41,10 @@ _ON_THE_WIRE: tuple[type[BaseModel], ...] = (
 _PROBLEMS = {
     400: "The request is malformed, or holds no file.",
     401: "API keys are set, and none that fits was sent.",
+    403: "The key is not for this; or no admin key is set, so that admin calls are off.",
     404: "There is no such model.",
     408: "The upload came too slowly.",
+    409: "The package is refused, the detail says why; what served before serves on.",
     413: "Too many bytes, pixels, frames, seconds or files.",
     415: "Not an image or a video that this server reads, or a body of another content type.",
     422: "The file is damaged, or a parameter is unknown or out of range.",
@@ -46,6 +54,14 @@ _PROBLEMS = {
     504: "The deadline passed.",
 }
 _CLASSIFY_PROBLEMS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_SCHEMES = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer"},
+}
+_ADMIN_SCHEMES = {
+    f"admin_{name}": {**scheme, "description": "An admin key; API keys do not open these calls."}
+    for name, scheme in _SCHEMES.items()
+}
 _ID_HEADER = {"description": "The caller's if it sent a sound one, else a new one.", "schema": {"type": "string"}}
 _TIMING_HEADER = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
 _RETRY_HEADER = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
@@ -71,6 +87,12 @@ def answers(success: type[BaseModel] | tuple[type[BaseModel], ...], *problems: i
             "content": {MEDIA_TYPE: {"schema": _reference(schemas.Problem)}},
         }
     return documented
+
+
+def path_parameter(description: str) -> dict[str, Any]:
+    """The parameter object of `{name}` in a path."""
+    schema = {"type": "string"}
+    return {"name": "name", "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def classify_answers(task: Task) -> dict[int | str, dict[str, Any]]:
@@ -107,21 +129,30 @@ def install(app: FastAPI, *, secured: bool) -> None:
 
 
 def _document(app: FastAPI, secured: bool) -> dict[str, Any]:
-    document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=app.routes)
+    routes = [_without_head(route) for route in app.routes]
+    document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=routes)
     components = document.setdefault("components", {})
     _, definitions = models_json_schema([(model, "serialization") for model in _ON_THE_WIRE], ref_template=_REFERENCE)
     components["schemas"] = definitions["$defs"]
-    if secured:
-        components["securitySchemes"] = {
-            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            "bearer": {"type": "http", "scheme": "bearer"},
-        }
-        for path, operations in document["paths"].items():
-            if path.startswith(("/classify/", "/models")):
-                for operation in operations.values():
-                    operation["security"] = [{"key": []}, {"bearer": []}]
+    components["securitySchemes"] = {**(_SCHEMES if secured else {}), **_ADMIN_SCHEMES}
+    for path, operations in document["paths"].items():
+        names = _ADMIN_SCHEMES if path.startswith("/admin/") else _SCHEMES if _needs_key(path, secured) else {}
+        for operation in operations.values() if names else ():
+            operation["security"] = [{name: []} for name in names]
     return document
+
+
+def _needs_key(path: str, secured: bool) -> bool:
+    return secured and path.startswith(("/classify/", "/models"))
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _REFERENCE.format(model=model.__name__)}
+
+
+def _without_head(route: BaseRoute) -> BaseRoute:
+    """HEAD goes without saying wherever there is GET; as operations of their own they would only repeat it."""
+    if isinstance(route, APIRoute):
+        route = copy.copy(route)
+        route.methods = (route.methods or set()) - {"HEAD"}
+    return route

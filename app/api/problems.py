@@ -3,8 +3,10 @@
     exception                          status   code
     MalformedRequest                      400   malformed_request
     Unauthorized                          401   unauthorized
+    Forbidden                             403   forbidden, admin_off
     UnknownModel                          404   unknown_model
     UploadTooSlow                         408   upload_too_slow
+    ChangeRefused                         409   change_refused
     LimitExceeded                         413   limit_exceeded
     UnsupportedMedia                      415   unsupported_media
     BrokenMedia, InvalidParameter         422   broken_media, invalid_parameter
@@ -29,6 +31,7 @@ from starlette.responses import Response
 from app.api.schemas import Problem
 from app.errors import (
     BrokenMedia,
+    ChangeRefused,
     DeadlineExceeded,
     HieraError,
     InvalidParameter,
@@ -54,6 +57,12 @@ class Unauthorized(RequestError):
     code = "unauthorized"
 
 
+class Forbidden(RequestError):
+    """The caller is known and may not do this, or nobody may."""
+
+    code = "forbidden"
+
+
 class UploadTooSlow(DeadlineExceeded):
     """The body stopped coming, or came more slowly than the server waits for."""
 
@@ -64,8 +73,10 @@ class UploadTooSlow(DeadlineExceeded):
 _STATUS: tuple[tuple[type[HieraError], int], ...] = (
     (MalformedRequest, 400),
     (Unauthorized, 401),
+    (Forbidden, 403),
     (UnknownModel, 404),
     (UploadTooSlow, 408),
+    (ChangeRefused, 409),
     (LimitExceeded, 413),
     (UnsupportedMedia, 415),
     (BrokenMedia, 422),

@@ -181,6 +181,65 @@ class Models(_Wire):
     models: tuple[ModelEntry, ...]
 
 
+class VersionFolder(_Wire):
+    """A version of a model in the repository."""
+
+    version: int
+    fingerprint: str | None
+    """SHA-256 of its manifest, which holds the hashes of all its files; null when it cannot be read."""
+    serves: bool
+
+
+class ModelStanding(_Wire):
+    """A model, on disk and in service."""
+
+    name: str
+    version: int | None
+    """The one that the server has; null when it has none."""
+    state: Literal["loading", "ready", "failed", "unloading"] | None
+    reason: str | None
+    """Why it failed, why its engine is being rebuilt, or why another version was refused."""
+    fingerprint: str | None
+    """Of the package that serves."""
+    on_disk: tuple[VersionFolder, ...]
+    pending: Literal["load", "swap", "unload"] | None
+    """What a reload would do about it."""
+
+
+class ModelStandings(_Wire):
+    """Every model, on disk or in service, by name."""
+
+    models: tuple[ModelStanding, ...]
+
+
+class ModelChange(_Wire):
+    """What became of a model."""
+
+    name: str
+    outcome: Literal["loaded", "swapped", "unloaded", "unchanged", "refused"]
+    """unchanged: this very package serves already. refused: what served before serves on."""
+    version: int | None
+    """The one that serves now; null when none does."""
+    replaced: int | None
+    """The version that served before."""
+    golden: str | None
+    """What the golden check said of the new version."""
+    reason: str | None
+    """Why it was refused."""
+    ready_seconds: float
+    """Until requests went to the new version, or for an unload were refused."""
+    drain_seconds: float
+    """From there until what was replaced had answered its last request and its engine had ended."""
+    drained: bool
+    """Whether it had, within HIERA_MODEL_DRAIN_SECONDS."""
+
+
+class ModelChanges(_Wire):
+    """What a reload has changed; nothing, where all was as on disk."""
+
+    changes: tuple[ModelChange, ...]
+
+
 class Health(_Wire):
     """An answer that says yes; the no is a problem with the reason."""
 

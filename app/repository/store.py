@@ -37,9 +37,10 @@ class PackagePath:
 
 @dataclass(frozen=True)
 class Package:
-    """A package whose schema and hashes hold."""
+    """A package whose schema and hashes hold. `fingerprint` is that of its manifest, which names every file's hash."""
 
     manifest: Manifest
+    fingerprint: str
     folder: Path
     labels: tuple[str, ...]
     golden: Golden
@@ -53,20 +54,31 @@ def discover(root: Path) -> list[PackagePath]:
     """Every version folder below `root`, by name and then by version. Numbers make versions; other folders are ignored.
 
     Raises:
-        PackageError: `root` is not a folder.
+        PackageError: `root` is not a folder, or cannot be read.
     """
     if not root.is_dir():
         raise PackageError(
             f"{root}: no such folder; set HIERA_MODEL_REPOSITORY, or make a package with hiera-export build"
         )
-    found = [
-        PackagePath(model.name, int(version.name), version)
-        for model in root.iterdir()
-        if model.is_dir() and not model.name.startswith(".")
-        for version in model.iterdir()
-        if version.is_dir() and version.name.isascii() and version.name.isdigit() and int(version.name) > 0
-    ]
+    try:
+        found = [
+            PackagePath(model.name, int(version.name), version)
+            for model in root.iterdir()
+            if not model.name.startswith(".")
+            for version in _folders(model)
+            if version.name.isascii() and version.name.isdigit() and int(version.name) > 0
+        ]
+    except OSError as error:
+        raise PackageError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return sorted(found, key=lambda package: (package.name, package.version))
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in `parent`: none if it is not a folder, has just vanished, or is not for us (ext4's lost+found)."""
+    try:
+        return [each for each in parent.iterdir() if each.is_dir()]
+    except (NotADirectoryError, FileNotFoundError, PermissionError):
+        return []
 
 
 def latest(packages: list[PackagePath]) -> list[PackagePath]:
@@ -75,12 +87,21 @@ def latest(packages: list[PackagePath]) -> list[PackagePath]:
     return sorted(by_name.values(), key=lambda package: package.name)
 
 
+def fingerprint(path: PackagePath) -> str | None:
+    """What tells two packages apart without reading them whole: the SHA-256 of the manifest. None: unreadable."""
+    try:
+        return sha256(path.folder / MANIFEST)
+    except OSError:
+        return None
+
+
 def open_package(path: PackagePath) -> Package:
     """Read a package and check it against its own manifest.
 
     Raises:
         PackageError: a file is missing, was changed after the build, or contradicts the manifest.
     """
+    known_by = fingerprint(path)
     manifest = read_manifest(path.folder / MANIFEST)
     if (manifest.name, manifest.version) != (path.name, path.version):
         raise PackageError(
@@ -95,7 +116,7 @@ def open_package(path: PackagePath) -> Package:
     labels = read_labels(path.folder.parent / LABELS)
     if len(labels) != manifest.num_classes:
         raise PackageError(f"{path.folder}: {len(labels)} labels for {manifest.num_classes} classes")
-    return Package(manifest, path.folder, labels, _read_golden(path.folder / GOLDEN, manifest))
+    return Package(manifest, known_by or "", path.folder, labels, _read_golden(path.folder / GOLDEN, manifest))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -48,6 +49,11 @@ class ServingOptions:
 class Deployment:
     """One version of a model with everything that serves it. Building it loads, proves and warms the engine.
 
+    Attributes:
+        package: what is served.
+        model: what requests hold.
+        golden: what the golden check said, in words.
+
     Raises:
         EngineUnavailable, PackageError, EngineError: the package cannot be served; the message says why.
     """
@@ -60,18 +66,20 @@ class Deployment:
         store: MeasuredStore,
         observer: ServingObserver,
     ) -> None:
-        self._package = package
+        self.package = package
         self._engine_options = engine_options
         self._observer = observer
         manifest = package.manifest
         selected = select_engine(package, engine_options, store, budget_s=options.warmup_budget_s)
+        self.golden = selected.golden
+        self._withdrawn = withdrawn = threading.Event()
         self._cost = CostModel(selected.curve)
         self._batcher = Batcher(
             max_rows=options.max_queue_rows,
             deliver=deliver,
             predict_s=self._cost.predict_s,
             max_delay_s=options.max_queue_delay_s,
-            on_depth=lambda rows: observer.queue_rows(manifest.name, rows),
+            on_depth=lambda rows: None if withdrawn.is_set() else observer.queue_rows(manifest.name, rows),
         )
         self.model = LoadedModel(
             manifest,
@@ -113,7 +121,7 @@ class Deployment:
     def unready_reason(self) -> str | None:
         """Why no engine instance can answer now; None when one can."""
         reasons = [keeper.reason for keeper in self._keepers]
-        return None if None in reasons else reasons[0]
+        return None if None in reasons else next(iter(reasons), "it is being unloaded")
 
     @property
     def hopeless(self) -> bool:
@@ -135,6 +143,12 @@ class Deployment:
             self._observer.batch_cost(model.name, rows, seconds)
         self._announce()
 
+    def withdraw(self) -> None:
+        """Requests are led elsewhere from now on; telemetry is told, and nothing of this version after that."""
+        if not self._withdrawn.is_set():
+            self._withdrawn.set()
+            self._observer.version_gone(self.model.name, self.model.version)
+
     def close(self, timeout_s: float) -> bool:
         """Wait until no request uses the model, then end its engines and give their memory back.
 
@@ -143,33 +157,37 @@ class Deployment:
         """
         end = time.monotonic() + timeout_s
         idle = self.model.wait_idle(timeout_s)
-        self._observer.model_ready(self.model.name, self.model.version, False)
+        self.withdraw()
         self._batcher.close()
         for keeper in self._keepers:
             keeper.stop()
         ended = [keeper.join(max(0.0, end - time.monotonic())) for keeper in self._keepers]
+        # They refer to this object: left together, the two would wait for the garbage collector, which never looks at
+        # what was frozen after the start.
+        self._keepers = []
         return idle and all(ended)
 
     def _announce(self) -> None:
-        self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
+        if not self._withdrawn.is_set():
+            self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
 
     def _build(self, engine_name: str) -> Instance:
-        engine = build_engine(self._package, engine_name, self._engine_options)
+        engine = build_engine(self.package, engine_name, self._engine_options)
         warm_up(engine, self._cost.curve)
         return self._instance(engine)
 
     def _instance(self, engine: Engine) -> Instance:
         return Instance(
-            self._package.manifest.name,
+            self.package.manifest.name,
             engine,
             self._batcher,
             self._cost,
             self._observer,
-            prove=lambda suspect: prove(suspect, self._package),
+            prove=lambda suspect: prove(suspect, self.package),
         )
 
     def _say_what_serves(self, selected: Selected) -> None:
-        manifest, info = self._package.manifest, selected.engine.info
+        manifest, info = self.package.manifest, selected.engine.info
         log = logger.info
         if info.name == "noop":
             log = logger.warning

@@ -66,11 +66,13 @@ class BatchSource:
         self._running = False
         # Room for one: the batch after the one that runs. None says that there are no more.
         self._next: queue.Queue[GatheredBatch | None] = queue.Queue(maxsize=1)
-        self._ahead = threading.Thread(target=self._gather_ahead, name=f"gather-{model}", daemon=True)
+        self._ahead: threading.Thread | None = None
+        if self._on_device:
+            self._ahead = threading.Thread(target=self._gather_ahead, name=f"gather-{model}", daemon=True)
 
     def start(self) -> None:
         """Called once by the engine's thread, before `next`."""
-        if self._on_device:
+        if self._ahead is not None:
             self._ahead.start()
 
     def next(self) -> GatheredBatch | None:
@@ -94,14 +96,15 @@ class BatchSource:
 
     def close(self, error: HieraError) -> None:
         """After the last `next`: settle what was gathered and will not be run."""
-        if not self._on_device or not self._ahead.ident:
-            return
-        self._free_buffers.release()
-        self._batcher.wake()
-        while self._ahead.is_alive():
+        if self._ahead is not None and self._ahead.ident:
+            self._free_buffers.release()
+            self._batcher.wake()
+            while self._ahead.is_alive():
+                self._discard(error)
+                self._ahead.join(0.05)
             self._discard(error)
-            self._ahead.join(0.05)
-        self._discard(error)
+        # These refer to who owns this source: a cycle would leave the buffers to the garbage collector.
+        self._limit, self._stopping = (lambda: 0), (lambda: True)
 
     def _discard(self, error: HieraError) -> None:
         try:

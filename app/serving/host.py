@@ -15,13 +15,14 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import numpy as np
 
 from app.engines.base import Rows
 from app.errors import EngineError, HieraError, Overloaded
 from app.serving import wire
+from app.serving.changes import Order, Report, decode_order, encode_report
 from app.serving.channel import Channel
 from app.serving.model import LoadedModel
 from app.serving.table import ModelTable
@@ -30,6 +31,7 @@ from app.serving.wire import NUMBER, Kind, Phase, State, SubmitHeader
 logger = logging.getLogger(__name__)
 
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
+Administer = Callable[[Order], Awaitable[Report]]
 
 
 class MappedRows:
@@ -80,6 +82,7 @@ class Session:
         sock: the host's end of the socket pair.
         models: what the worker may ask for.
         scrape: the exposition for an Accept header.
+        administer: carries out a change of the models, and shows all workers what has changed.
         on_end: called once when the worker has hung up.
 
     Attributes:
@@ -89,18 +92,26 @@ class Session:
         heard: when it was last heard of, `time.monotonic()`.
     """
 
-    def __init__(self, sock: socket.socket, models: ModelTable, scrape: Scrape, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        models: ModelTable,
+        scrape: Scrape,
+        administer: Administer,
+        on_end: Callable[[], None],
+    ) -> None:
         self.serving = False
         self.unhealthy: str | None = None
         self.samples: bytes = b"[]"
         self.heard = time.monotonic()
         self._models = models
         self._scrape = scrape
+        self._administer = administer
         self._on_end = on_end
         self._held: dict[int, LoadedModel] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._unclaimed: dict[int, MappedRows] = {}  # of tasks that have not begun; cancelled now, they never will
-        self._scrapes: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._probes = itertools.count(1)
         self._reports: dict[int, asyncio.Future[None]] = {}
         self._channel = Channel(sock, self._frame, self._ended)
@@ -140,7 +151,7 @@ class Session:
         """Hang up, cancel all that the worker waits for, and release the models. Closing twice is allowed."""
         self._channel.close()
         self.serving = False
-        for waiting in (*self._tasks.values(), *self._scrapes, *self._reports.values()):
+        for waiting in (*self._tasks.values(), *self._errands, *self._reports.values()):
             waiting.cancel()
         while self._held:
             self._held.popitem()[1].release()
@@ -170,9 +181,9 @@ class Session:
         elif kind == Kind.DROPPED:
             self._held.pop(*NUMBER.unpack(payload)).release()
         elif kind == Kind.SCRAPE:
-            scrape = asyncio.create_task(self._expose(payload))
-            self._scrapes.add(scrape)
-            scrape.add_done_callback(self._scrapes.discard)
+            self._run(self._expose(payload))
+        elif kind == Kind.ORDER:
+            self._run(self._change(payload[: NUMBER.size], decode_order(payload[NUMBER.size :])))
         elif kind == Kind.SERVING:
             self.serving = True
         else:
@@ -221,6 +232,23 @@ class Session:
             self._channel.send(Kind.FAILURE, NUMBER.pack(number) + wire.encode_error(failure))
         else:
             self._channel.send(Kind.ANSWER, wire.encode_answer(number, inference))
+
+    def _run(self, errand: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _change(self, number: bytes, order: Order) -> None:
+        try:
+            report = await self._administer(order)
+        except HieraError as error:
+            self._channel.send(Kind.REFUSAL, number + wire.encode_error(error))
+        except Exception:
+            logger.exception("a change of the models failed")
+            failure = EngineError("the engine host failed; its log says why")
+            self._channel.send(Kind.REFUSAL, number + wire.encode_error(failure))
+        else:
+            self._channel.send(Kind.REPORT, number + encode_report(report))
 
     async def _expose(self, payload: bytes) -> None:
         text, content_type = await self._scrape(payload[NUMBER.size :].decode())

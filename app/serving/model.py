@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,7 @@ class LoadedModel:
         engine: what computes; `choice` says why it does.
         cost: seconds by batch size, followed while serving.
         dispatcher: where decoded rows go.
+        predict_s: seconds until so many rows are done by all engine instances together.
         lane: what admission counts its work under.
     """
 
@@ -74,8 +76,9 @@ class LoadedModel:
             noop=engine.name == "noop",
         )
         self.row_nbytes = int(np.prod(manifest.row_shape))
+        # Not a method of this object: a cycle would be left to the garbage collector after an unload.
+        self.predict_s = _predictor(cost, instances)
         self.lane = Lane(manifest.name, engine.device, self.predict_s)
-        self._instances = instances
         self._spec = _spec(manifest, exact_images)
         self._single = DecodeJob(self._spec)
         self._users = 0
@@ -97,10 +100,6 @@ class LoadedModel:
         """What the media workers are asked for: the manifest's geometry and sampling."""
         return self._single if clips == crops == 1 else DecodeJob(self._spec, clips, crops)
 
-    def predict_s(self, rows: int) -> float:
-        """Seconds until `rows` rows are done by all engine instances together."""
-        return self.cost.predict_s(rows) / self._instances
-
     def retain(self) -> None:
         """A request begins to use the model."""
         with self._idle:
@@ -117,6 +116,10 @@ class LoadedModel:
         """Block until no request uses the model; False when `timeout_s` passed first."""
         with self._idle:
             return self._idle.wait_for(lambda: self._users == 0, timeout_s)
+
+
+def _predictor(cost: CostModel, instances: int) -> Callable[[int], float]:
+    return lambda rows: cost.predict_s(rows) / instances
 
 
 def _spec(manifest: Manifest, exact_images: bool) -> MediaSpec:

@@ -35,6 +35,14 @@ class ServingObserver(Protocol):
 
     def model_ready(self, model: str, version: int, ready: bool) -> None: ...
 
+    def version_gone(self, model: str, version: int) -> None:
+        """This version was replaced, or is being unloaded."""
+        ...
+
+    def model_gone(self, model: str) -> None:
+        """No version of the model serves any more."""
+        ...
+
     def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None: ...
 
     def batch_cost(self, model: str, rows: int, seconds: float) -> None:
@@ -73,6 +81,12 @@ class SilentObserver:
         pass
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:
+        pass
+
+    def version_gone(self, model: str, version: int) -> None:
+        pass
+
+    def model_gone(self, model: str) -> None:
         pass
 
     def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None:

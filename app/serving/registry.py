@@ -11,47 +11,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from app.engines.factory import EngineOptions
-from app.errors import HieraError, Unavailable, UnknownModel
+from app.errors import ChangeRefused, HieraError, Unavailable, UnknownModel
 from app.repository.manifest import Manifest
-from app.repository.store import Package, PackagePath, discover, latest, open_package
+from app.repository.store import Package, PackagePath, discover, fingerprint, open_package
+from app.serving.changes import Change, State
 from app.serving.deployment import Deployment, ServingOptions
 from app.serving.measured import MeasuredStore
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver
 from app.serving.results import Task
+from app.serving.status import ModelStatus
 from app.serving.supervisor import Supervised, Supervisor
 
 logger = logging.getLogger(__name__)
-
-State = Literal["loading", "ready", "failed", "unloading"]
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """A model as `/models` shows it.
-
-    Attributes:
-        version: the one in `state`; while another is being loaded beside it, still the one that serves.
-        reason: why it failed, or why an engine is being rebuilt, or why a newer version was refused.
-        manifest: None while the package has not been read, or could not be.
-        model: None unless ready; engine, curve and choice are there.
-        default: answers when a request of its task names no model.
-        queue_rows: rows that wait for its engines.
-    """
-
-    name: str
-    version: int
-    state: State
-    reason: str | None
-    manifest: Manifest | None
-    model: LoadedModel | None
-    default: bool
-    queue_rows: int
 
 
 @dataclass
@@ -61,6 +38,11 @@ class _Entry:
     reason: str | None = None
     manifest: Manifest | None = None
     deployment: Deployment | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether requests are answered now, and not only after a rebuild."""
+        return self.deployment is not None and self.deployment.unready_reason is None
 
 
 class ModelRegistry:
@@ -92,12 +74,15 @@ class ModelRegistry:
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # one load, swap or unload at a time after the start
         self._entries: dict[str, _Entry] = {}
+        self._draining: list[Deployment] = []
         self._started = False
+        self._judged = False  # every package of the start was
         self._closed = False
         self._supervisor = Supervisor(self._supervised, self._options.supervision.interval_s)
 
     def load_all(self) -> None:
-        """Load the highest version of every package, each in its own thread; returns when each is ready or failed.
+        """Load every model, each in its own thread; returns when each is ready or failed. A version that is refused
+        gives way to the next lower one.
 
         Raises:
             PackageError: the repository is not a folder.
@@ -107,19 +92,22 @@ class ModelRegistry:
                 "HIERA_ENGINE=noop: NO MODEL IS RUN, every answer is made up; for measuring the server alone"
             )
         with self._changing:
-            packages = latest(discover(self._root))
-            with self._lock:
-                self._entries.update({package.name: _Entry(package.version) for package in packages})
-                self._started = True
             self._supervisor.start()
+            versions: dict[str, list[PackagePath]] = {}
+            for path in reversed(discover(self._root)):
+                versions.setdefault(path.name, []).append(path)
+            with self._lock:
+                self._entries.update({name: _Entry(paths[0].version) for name, paths in versions.items()})
+                self._started = True
             threads = [
-                threading.Thread(target=self._try_load, args=(package,), name=f"load-{package.name}", daemon=True)
-                for package in packages
+                threading.Thread(target=self._load_first_good, args=(paths,), name=f"load-{name}", daemon=True)
+                for name, paths in versions.items()
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+            self._judged = True
 
     def get(self, task: Task, name: str | None) -> LoadedModel:
         """The model that answers, retained for the caller, who must `release` it.
@@ -132,7 +120,7 @@ class ModelRegistry:
             name = name or self._default(task)
             entry = self._entries.get(name) if name else None
             if name is None or entry is None:
-                if not self._started or (name is None and self._loading()):
+                if not self._started or (name is None and not self._judged):
                     raise Unavailable("the models are being loaded; try again soon")
                 raise UnknownModel(
                     f"there is no model named {name}" if name else f"there is no model for the task {task}"
@@ -155,11 +143,13 @@ class ModelRegistry:
     def unready_reason(self) -> str | None:
         """Why requests should go elsewhere; None when every package was judged, one is ready, and no engine is lost."""
         with self._lock:
-            if not self._started or self._loading():
+            if not self._judged:
                 return "the models are being loaded"
             ready = [entry.deployment for entry in self._entries.values() if entry.deployment is not None]
+            if not ready and not self._entries:
+                return f"{self._root.name} holds no model package, or all were unloaded"
             if not ready:
-                return "no model could be loaded" if self._entries else f"{self._root.name} holds no model package"
+                return "no model could be loaded"
             lost = [f"{each.model.name}: {each.unready_reason}" for each in ready if each.unready_reason is not None]
             return "; ".join(lost) or None
 
@@ -169,43 +159,79 @@ class ModelRegistry:
             stuck = [name for name, entry in self._entries.items() if entry.deployment and entry.deployment.hopeless]
         return f"the engine of {', '.join(stuck)} hangs again and again" if stuck else None
 
-    def load(self, name: str) -> ModelStatus:
-        """Load the highest version of `name` on disk; where one serves already, swap it between two requests.
+    def load(self, name: str, version: int | None = None) -> Change:
+        """Load a version of `name`, by default the highest on disk; where one serves already, swap between two batches.
 
-        Blocks until the new version answers and the old one is drained.
+        The new version is proven and warmed beside the old one. Blocks until it serves and the old one is drained.
 
         Raises:
             UnknownModel: the repository has no such package.
-            PackageError, EngineUnavailable, EngineError: it is refused; what served before serves on.
+            ChangeRefused: the package is bad; what served before serves on.
+            Unavailable: the registry is closed.
         """
+        began = time.monotonic()
         with self._changing:
-            found = [package for package in latest(discover(self._root)) if package.name == name]
-            if not found:
-                raise UnknownModel(f"the repository has no model named {name}")
+            path = self._find(name, version)
             with self._lock:
-                self._started = True
-                entry = self._entries.setdefault(name, _Entry(found[0].version))
-            self._load(found[0], entry)
-            with self._lock:
-                return _status(name, entry, name in {self._default("image"), self._default("video")})
+                self._started = self._judged = True
+                entry = self._entries.setdefault(name, _Entry(path.version))
+                before = entry.version if entry.deployment is not None else None
+                if entry.answers and entry.deployment is not None:
+                    served = entry.deployment.package
+                    if (served.manifest.version, served.fingerprint) == (path.version, fingerprint(path)):
+                        entry.reason = None
+                        return Change(name, "unchanged", path.version)
+            try:
+                deployment, old = self._load(path, entry)
+            except Unavailable:
+                raise
+            except Exception as error:
+                if not isinstance(error, HieraError):
+                    logger.exception("%s version %d cannot be loaded", name, path.version)
+                raise ChangeRefused(f"{name} version {path.version} is refused: {_reason(error)}") from error
+            ready = time.monotonic()
+            drained = old is None or self._drain(old)
+            return Change(
+                name,
+                "loaded" if before is None else "swapped",
+                path.version,
+                replaced=before,
+                golden=deployment.golden,
+                ready_s=ready - began,
+                drain_s=time.monotonic() - ready,
+                drained=drained,
+            )
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str) -> Change:
         """Take `name` out of service: refuse new requests, finish the admitted ones, give the memory back.
 
         Raises:
             UnknownModel: there is no such model.
+            Unavailable: the registry is closed.
         """
+        began = time.monotonic()
         with self._changing:
+            self._check_open()
             with self._lock:
                 entry = self._entries.get(name)
                 if entry is None:
                     raise UnknownModel(f"there is no model named {name}")
-                entry.state = "unloading"
-                deployment = entry.deployment
-            if deployment is not None:
-                deployment.close(self._options.drain_s)
+                before = entry.version if entry.deployment is not None else None
+                deployment, entry.deployment, entry.state = entry.deployment, None, "unloading"
+            ready = time.monotonic()
+            drained = deployment is None or self._drain(deployment)
             with self._lock:
                 del self._entries[name]
+            self._observer.model_gone(name)
+            return Change(
+                name,
+                "unloaded",
+                None,
+                replaced=before,
+                ready_s=ready - began,
+                drain_s=time.monotonic() - ready,
+                drained=drained,
+            )
 
     def close(self, timeout_s: float = 30.0) -> None:
         """End every engine. Waits for admitted requests, so let the service drain first."""
@@ -221,15 +247,43 @@ class ModelRegistry:
         for closer in closers:
             closer.join()
 
-    def _try_load(self, path: PackagePath) -> None:
-        try:
-            self._load(path, self._entries[path.name])
-        except HieraError as error:
-            logger.error("%s version %d is not served: %s", path.name, path.version, error)
-        except Exception:
-            logger.exception("%s version %d is not served", path.name, path.version)
+    def _find(self, name: str, version: int | None) -> PackagePath:
+        self._check_open()
+        found = [path for path in discover(self._root) if path.name == name]
+        if not found:
+            raise UnknownModel(f"the repository has no model named {name}")
+        if version is None:
+            return found[-1]
+        for path in found:
+            if path.version == version:
+                return path
+        have = ", ".join(str(path.version) for path in found)
+        raise UnknownModel(f"the repository has no version {version} of {name}; it has {have}")
 
-    def _load(self, path: PackagePath, entry: _Entry) -> None:
+    def _check_open(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the server is shutting down", code="draining")
+
+    def _load_first_good(self, paths: list[PackagePath]) -> None:
+        entry = self._entries[paths[0].name]
+        refusal: str | None = None
+        for path in paths:
+            try:
+                self._load(path, entry)
+            except Exception as error:
+                expected = isinstance(error, HieraError)
+                logger.error("%s version %d is not served: %s", path.name, path.version, error, exc_info=not expected)
+                refusal = refusal or f"version {path.version} was refused: {_reason(error)}"
+            else:
+                break
+        with self._lock:
+            entry.reason = refusal
+            if entry.deployment is None:
+                entry.version = paths[0].version
+
+    def _load(self, path: PackagePath, entry: _Entry) -> tuple[Deployment, Deployment | None]:
+        """The new deployment, in service, and the one that it has replaced, which is not drained yet."""
         try:
             package = open_package(path)
             with self._lock:
@@ -242,35 +296,42 @@ class ModelRegistry:
                     )
             deployment = self._deploy(package)
         except Exception as error:
-            reason = str(error) if isinstance(error, HieraError) else f"{type(error).__name__}: {error}"
             with self._lock:
+                entry.reason = f"version {path.version} was refused: {_reason(error)}"
                 if entry.deployment is None:
-                    entry.version, entry.state, entry.reason = path.version, "failed", reason
-                else:
-                    entry.reason = f"version {path.version} was refused: {reason}"
+                    entry.version, entry.state = path.version, "failed"
             raise
         with self._lock:
-            old = entry.deployment
-            refused = self._closed
-            if not refused:
+            closed, old = self._closed, entry.deployment
+            if not closed:
                 entry.version, entry.manifest, entry.deployment = path.version, package.manifest, deployment
                 entry.state, entry.reason = "ready", None
-        if refused:
+        if closed:
             deployment.close(0.0)
-            return
+            raise Unavailable("the server is shutting down", code="draining")
         if old is not None:
-            old.close(self._options.drain_s)
+            old.withdraw()
         deployment.announce_ready()
+        return deployment, old
+
+    def _drain(self, deployment: Deployment) -> bool:
+        """Let what was taken out of service finish, under supervision still, and end it."""
+        with self._lock:
+            self._draining.append(deployment)
+        try:
+            deployment.withdraw()
+            return deployment.close(self._options.drain_s)
+        finally:
+            with self._lock:
+                self._draining.remove(deployment)
 
     def _deploy(self, package: Package) -> Deployment:
         return Deployment(package, self._engine_options, self._options, self._store, self._observer)
 
     def _supervised(self) -> list[Supervised]:
         with self._lock:
-            return [entry.deployment for entry in self._entries.values() if entry.deployment is not None]
-
-    def _loading(self) -> bool:
-        return any(entry.state == "loading" for entry in self._entries.values())
+            serving = (entry.deployment for entry in self._entries.values() if entry.deployment is not None)
+            return [*serving, *self._draining]
 
     def _default(self, task: Task) -> str | None:
         if task in self._defaults:
@@ -281,6 +342,10 @@ class ModelRegistry:
             if entry.state == "ready" and entry.manifest is not None and entry.manifest.task == task
         ]
         return min(ready, key=lambda manifest: manifest.preference).name if ready else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HieraError) else f"{type(error).__name__}: {error}"
 
 
 _UNAVAILABLE: dict[State, str] = {
@@ -305,4 +370,5 @@ def _status(name: str, entry: _Entry, default: bool) -> ModelStatus:
         model=deployment.model if deployment is not None and entry.state == "ready" else None,
         default=default,
         queue_rows=deployment.queue_rows if deployment is not None else 0,
+        fingerprint=deployment.package.fingerprint if deployment is not None else None,
     )

@@ -13,22 +13,25 @@ import pickle
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 from app.errors import HieraError, Unavailable, UnknownModel
 from app.serving import wire
+from app.serving.changes import Order, Report, decode_report, encode_order
+from app.serving.changes import State as ModelState
 from app.serving.channel import Channel
 from app.serving.curve import CostModel
 from app.serving.dispatcher import RowsLease
 from app.serving.model import LoadedModel
-from app.serving.registry import ModelStatus
-from app.serving.registry import State as ModelState
 from app.serving.results import Task
+from app.serving.status import ModelStatus
 from app.serving.submission import Inference
 from app.serving.wire import NUMBER, Kind, ModelRecord, Phase, State, SubmitHeader, Table
 
 _LOADING = "the models are being loaded; try again soon"
 _RETIREMENT_CHECK_S = 0.1
+
+Outcome = TypeVar("Outcome")
 
 
 class RemoteModels:
@@ -171,6 +174,7 @@ class HostLink:
         self._answers: dict[int, asyncio.Future[Inference]] = {}  # as long as somebody waits
         self._leases: dict[int, RowsLease] = {}  # as long as an engine may read the rows
         self._scrapes: dict[int, asyncio.Future[tuple[bytes, str]]] = {}
+        self._orders: dict[int, asyncio.Future[Report]] = {}
         self.models = RemoteModels(self._model, self._unused)
 
     def open(self, sock: socket.socket, events: LinkEvents) -> None:
@@ -192,6 +196,21 @@ class HostLink:
             return await answer
         finally:
             del self._scrapes[number]
+
+    async def administer(self, order: Order) -> Report:
+        """Have the host carry out a change of its models; all workers know of it when this returns.
+
+        Raises:
+            UnknownModel, ChangeRefused, Unavailable: see `app.serving.rollout`.
+        """
+        number = next(self._numbers)
+        answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._orders[number] = answer
+        self._channel.send(Kind.ORDER, NUMBER.pack(number) + encode_order(order))
+        try:
+            return await answer
+        finally:
+            del self._orders[number]
 
     async def infer(self, key: int, lease: RowsLease, deadline: float) -> Inference:
         """`Dispatcher.infer` for the model `key`."""
@@ -217,9 +236,13 @@ class HostLink:
     def _frame(self, kind: int, payload: bytes, descriptor: int) -> None:
         if kind == Kind.ANSWER:
             number, inference = wire.decode_answer(payload)
-            self._settle(number, inference)
+            _settle(self._answers.get(number), inference)
+        elif kind == Kind.REPORT:
+            _settle(self._orders.get(*NUMBER.unpack_from(payload)), decode_report(payload[NUMBER.size :]))
+        elif kind == Kind.REFUSAL:
+            _settle(self._orders.get(*NUMBER.unpack_from(payload)), wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.FAILURE:
-            self._settle(NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :]))
+            _settle(self._answers.get(*NUMBER.unpack_from(payload)), wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.RELEASE:
             self._leases.pop(*NUMBER.unpack(payload)).close()
         elif kind == Kind.CONNECTION:
@@ -232,21 +255,10 @@ class HostLink:
             unhealthy = json.dumps(self._events.unhealthy()).encode()
             self._channel.send(Kind.PULSE, payload + unhealthy + b"\n" + self._events.samples())
         elif kind == Kind.EXPOSITION:
-            waiting = self._scrapes.get(*NUMBER.unpack_from(payload))
             content_type, _, text = payload[NUMBER.size :].partition(b"\n")
-            if waiting is not None and not waiting.done():
-                waiting.set_result((text, content_type.decode()))
+            _settle(self._scrapes.get(*NUMBER.unpack_from(payload)), (text, content_type.decode()))
         elif kind == Kind.PHASE:
             self._events.on_phase(Phase(payload[0]))
-
-    def _settle(self, number: int, outcome: Inference | HieraError) -> None:
-        answer = self._answers.get(number)
-        if answer is None or answer.done():
-            return  # the caller left meanwhile
-        if isinstance(outcome, Inference):
-            answer.set_result(outcome)
-        else:
-            answer.set_exception(outcome)
 
     def _model(self, record: ModelRecord) -> LoadedModel:
         if record.manifest is None or record.loaded is None:
@@ -276,3 +288,13 @@ class _RemoteDispatcher:
 
     async def infer(self, rows: RowsLease, deadline: float) -> Inference:
         return await self._link.infer(self._key, rows, deadline)
+
+
+def _settle(waiting: asyncio.Future[Outcome] | None, outcome: Outcome | HieraError) -> None:
+    """Tell who waits, unless it has left meanwhile."""
+    if waiting is None or waiting.done():
+        return
+    if isinstance(outcome, HieraError):
+        waiting.set_exception(outcome)
+    else:
+        waiting.set_result(outcome)

@@ -30,9 +30,10 @@ _quiet = Quiet()
 
 @dataclass(frozen=True)
 class Selected:
-    """An engine that passed the golden check, its batch curve, and why it was chosen."""
+    """An engine that passed the golden check, what that said in words, its batch curve, and why it was chosen."""
 
     engine: Engine
+    golden: str
     curve: BatchCurve
     choice: EngineChoice
 
@@ -111,7 +112,7 @@ def select_engine(package: Package, options: EngineOptions, store: MeasuredStore
             engine.close()
     trials = tuple(EngineTrial(name, seconds.get(name), details[name]) for name in names)
     store.write(key, Measured(best, trials, curve))
-    return Selected(passed[best], curve, _choice(best, trials, options, before=False))
+    return Selected(passed[best], details[best], curve, _choice(best, trials, options, before=False))
 
 
 def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Selected | None:
@@ -120,7 +121,7 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
     engine: Engine | None = None
     try:
         with _quiet.busy():
-            engine = build_engine(package, kept.engine, options)
+            engine, golden = _build_proven(package, kept.engine, options)
             warm_up(engine, kept.curve)
         disturbed = time_one_row(engine) < kept.curve.seconds[0] * _DISTURBED
     except HieraError as error:
@@ -132,7 +133,7 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
         logger.info("%s: something disturbed the measurement of an earlier start, measuring again", name)
         engine.close()
         return None
-    return Selected(engine, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
+    return Selected(engine, golden, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
 
 
 def _build_all(package: Package, names: list[str], options: EngineOptions) -> tuple[dict[str, Engine], dict[str, str]]:

@@ -6,8 +6,9 @@ import itertools
 
 from app.errors import HieraError
 from app.serving.model import LoadedModel
-from app.serving.registry import ModelRegistry, ModelStatus
+from app.serving.registry import ModelRegistry
 from app.serving.results import Task
+from app.serving.status import ModelStatus
 from app.serving.wire import LoadedRecord, ModelRecord, State, Table, encode_error
 
 _TASKS: tuple[Task, ...] = ("image", "video")

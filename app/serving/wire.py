@@ -13,6 +13,8 @@
     DROPPED a model that it has done with     ──▶
     SCRAPE                                    ──▶
                                               ◀──   EXPOSITION
+    ORDER to change the models                ──▶
+                                              ◀──   REPORT | REFUSAL     once every worker was shown the models
                                               ◀──   PHASE                of the drain
 
 The host trusts no worker further than it must: what comes from there is fixed structs and JSON, bounded and checked.
@@ -45,6 +47,7 @@ class Kind(IntEnum):
     PULSE = 4
     DROPPED = 5
     SCRAPE = 6
+    ORDER = 7
     ANSWER = 10
     FAILURE = 11
     RELEASE = 12
@@ -54,6 +57,8 @@ class Kind(IntEnum):
     PROBE = 16
     EXPOSITION = 17
     PHASE = 18
+    REPORT = 19
+    REFUSAL = 20
 
 
 class Phase(IntEnum):

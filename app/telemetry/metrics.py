@@ -87,7 +87,6 @@ class Metrics:
             ("model", "rows"),
             registry=registry,
         )
-        self._engine_of: dict[str, tuple[str, ...]] = {}
         for state in worker_states:
             self._media_workers.labels(state)
         for reason in restart_reasons:
@@ -112,7 +111,6 @@ class Metrics:
         for stage in STAGES:
             self._stage_duration.labels(model, stage)
         self._batch_rows.labels(model)
-        self._queue_rows.labels(model)
         self._rows.labels(model)
 
     def expect_models(self, models: Iterable[tuple[str, str]]) -> None:
@@ -149,21 +147,26 @@ class Metrics:
         self._cancelled.labels(model, stage).inc()
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:
-        if ready:  # one that was added while the server runs
-            self._start_work_at_zero(model)
+        if ready:
+            self._start_work_at_zero(model)  # one that was added while the server runs
+            self._queue_rows.labels(model)
         self._model_ready.labels(model, str(version)).set(ready)
 
     def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None:
-        """Name the engine of a model; the one that it replaces, if any, disappears."""
-        labels = (model, str(version), engine, precision, device)
-        replaced = self._engine_of.get(model)
-        if replaced is not None and replaced != labels:
-            self._engine_info.remove(*replaced)
-        self._engine_of[model] = labels
-        self._engine_info.labels(*labels).set(1)
+        self._engine_info.labels(model, str(version), engine, precision, device).set(1)
 
     def batch_cost(self, model: str, rows: int, seconds: float) -> None:
         self._batch_cost.labels(model, str(rows)).set(seconds)
+
+    def version_gone(self, model: str, version: int) -> None:
+        """What is said of a version disappears; what was counted under the model's name stays."""
+        self._model_ready.remove_by_labels({"model": model, "version": str(version)})
+        self._engine_info.remove_by_labels({"model": model, "version": str(version)})
+        self._batch_cost.remove_by_labels({"model": model})
+
+    def model_gone(self, model: str) -> None:
+        """Its queue is no more. Counters stay: a total that vanishes and begins anew would bend every rate."""
+        self._queue_rows.remove_by_labels({"model": model})
 
     def origin(self) -> object:
         """Nothing: metrics do not tell requests apart."""

@@ -45,13 +45,21 @@ def video_of(*colours: Colour, seconds_each: float = 1.0, rate: int = 30, size: 
 
 
 def write_colour_package(
-    root: Path, name: str, *, task: str = "image", version: int = 1, demo: bool = False, random_seed: int | None = None
+    root: Path,
+    name: str,
+    *,
+    task: str = "image",
+    version: int = 1,
+    demo: bool = False,
+    random_seed: int | None = None,
+    sharpness: float = 8.0,
 ) -> Path:
-    """A real package whose model names the strongest of red, green and blue: its answers can be foretold."""
+    """A real package whose model names the strongest of red, green and blue: its answers can be foretold. `sharpness`
+    scales the logits, so that two versions can be told apart by their probabilities."""
     row_shape = (8, 8, 3) if task == "image" else (4, 8, 8, 3)
     folder = root / name / str(version)
     folder.mkdir(parents=True)
-    weight = np.eye(3, dtype=np.float32) * 8
+    weight = np.eye(3, dtype=np.float32) * np.float32(sharpness)
     _write_graph(folder / "model.onnx", row_shape, weight)
     (folder.parent / "labels.txt").write_text("red\ngreen\nblue\n")
     rows = np.stack([np.full(row_shape, colour, np.uint8) for colour in (RED, GREEN, BLUE)])

@@ -16,6 +16,7 @@ import pytest
 from asgi_double import Channel
 from fastapi import FastAPI
 
+from app.api.admin import Administer
 from app.api.application import Parts, build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
@@ -23,6 +24,7 @@ from app.api.keys import KeyRing
 from app.api.query import QueryLimits
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
+from app.serving.changes import Order, Report
 from app.serving.results import Classification, Latency, ModelIdentity, Prediction, Task
 from app.serving.service import Service
 from app.telemetry import logs
@@ -97,7 +99,19 @@ class Condition:
         raise RuntimeError("a bug with a password in it: hunter2")
 
 
-def build(service: SteeredService, condition: Condition | None = None, metrics: Metrics | None = None) -> FastAPI:
+async def nobody(order: Order) -> Report:
+    raise AssertionError("no order was expected")
+
+
+def build(
+    service: SteeredService,
+    condition: Condition | None = None,
+    metrics: Metrics | None = None,
+    *,
+    keys: KeyRing | None = None,
+    admin_keys: KeyRing | None = None,
+    administer: Administer = nobody,
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> Any:
         yield
@@ -110,7 +124,9 @@ def build(service: SteeredService, condition: Condition | None = None, metrics: 
         condition=condition,
         metrics=metrics,
         exposition=metrics.exposition,
-        keys=KeyRing(),
+        keys=keys or KeyRing(),
+        admin_keys=admin_keys or KeyRing(),
+        administer=administer,
         bounds={"image": bounds, "video": bounds},
     )
     return build_application(parts, lifespan)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from app import errors
 from app.api.problems import (
     INTERNAL_DETAIL,
+    Forbidden,
     Unauthorized,
     UploadTooSlow,
     problem_of,
@@ -21,8 +22,11 @@ from app.api.problems import (
 TABLE = [
     (errors.MalformedRequest("m"), 400, "malformed_request"),
     (Unauthorized("m"), 401, "unauthorized"),
+    (Forbidden("m"), 403, "forbidden"),
+    (Forbidden("m", code="admin_off"), 403, "admin_off"),
     (errors.UnknownModel("m"), 404, "unknown_model"),
     (UploadTooSlow("m"), 408, "upload_too_slow"),
+    (errors.ChangeRefused("m"), 409, "change_refused"),
     (errors.LimitExceeded("m"), 413, "limit_exceeded"),
     (errors.UnsupportedMedia("m"), 415, "unsupported_media"),
     (errors.BrokenMedia("m"), 422, "broken_media"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import re
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,14 +18,16 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 
 from app.engines.base import Engine
 from app.engines.factory import EngineOptions, create_engine
-from app.errors import PackageError, Unavailable, UnknownModel
+from app.errors import ChangeRefused, PackageError, Unavailable, UnknownModel
 from app.media.spec import ImageSpec, VideoSpec
 from app.serving import selection
 from app.serving.deployment import ServingOptions
 from app.serving.observer import SilentObserver
-from app.serving.registry import ModelRegistry, ModelStatus
+from app.serving.registry import ModelRegistry
 from app.serving.results import Task
+from app.serving.status import ModelStatus
 from app.serving.supervisor import SupervisionOptions
+from app.telemetry.metrics import Metrics
 
 MakePackage = Callable[..., Path]
 MakeRegistry = Callable[..., ModelRegistry]
@@ -215,7 +220,7 @@ def test_a_bad_version_never_replaces_a_good_one(make_package: MakePackage, make
     registry = make_registry()
     registry.load_all()
     make_package("model", 2, wrong_golden=True)
-    with pytest.raises(PackageError, match="disagrees"):
+    with pytest.raises(ChangeRefused, match=r"version 2 is refused: .*disagrees"):
         registry.load("model")
     status = status_of(registry, "model")
     assert (status.state, status.version) == ("ready", 1)
@@ -231,13 +236,186 @@ def test_a_new_model_can_be_added_and_an_old_one_taken_out(
     registry = make_registry()
     registry.load_all()
     make_package("second")
-    assert registry.load("second").state == "ready"
+    loaded = registry.load("second")
+    assert (loaded.outcome, loaded.version, loaded.replaced) == ("loaded", 1, None)
+    assert "passed the golden check" in (loaded.golden or "")
     assert answer(registry, "second") >= 0
     registry.unload("first")
     assert [status.name for status in registry.models()] == ["second"]
     for change in (registry.load, registry.unload):
         with pytest.raises(UnknownModel):
             change("third")
+
+
+def test_a_swap_says_what_it_did_and_a_second_one_finds_nothing_to_do(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model", 1)
+    registry = make_registry()
+    registry.load_all()
+    make_package("model", 2)
+    change = registry.load("model")
+    assert (change.outcome, change.version, change.replaced, change.drained) == ("swapped", 2, 1, True)
+    assert change.ready_s > 0
+    assert registry.load("model").outcome == "unchanged"
+
+
+def test_a_version_can_be_asked_for_and_one_that_is_not_there_is_named(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model", 1)
+    make_package("model", 3)
+    registry = make_registry()
+    registry.load_all()
+    assert (registry.load("model", 1).version, status_of(registry, "model").version) == (1, 1)
+    with pytest.raises(UnknownModel, match="no version 2 of model; it has 1, 3"):
+        registry.load("model", 2)
+
+
+def test_a_package_that_was_replaced_under_its_number_is_swapped(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    root = make_package("model", seed=0)
+    registry = make_registry()
+    registry.load_all()
+    before = [answer(registry, colour=colour) for colour in range(3)]
+    shutil.rmtree(root / "model")
+    make_package("model", seed=3)
+    change = registry.load("model")
+    assert (change.outcome, change.version, change.replaced) == ("swapped", 1, 1)
+    assert [answer(registry, colour=colour) for colour in range(3)] != before
+
+
+def test_at_the_start_a_bad_version_gives_way_to_the_one_before_it(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model", 1)
+    make_package("model", 2, wrong_golden=True)
+    make_package("hopeless", 1, wrong_golden=True)
+    make_package("hopeless", 2, wrong_golden=True)
+    registry = make_registry()
+    registry.load_all()
+    status = status_of(registry, "model")
+    assert (status.state, status.version) == ("ready", 1)
+    assert "version 2 was refused" in (status.reason or "")
+    status = status_of(registry, "hopeless")
+    assert (status.state, status.version) == ("failed", 2)
+    assert "version 2 was refused" in (status.reason or "")
+
+
+def test_the_server_stays_ready_while_a_further_model_is_loaded(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_package("first")
+    registry = make_registry()
+    registry.load_all()
+    gate = Gate()
+
+    def create(*args: object) -> Engine:
+        gate([])
+        return create_engine(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    make_package("second")
+    loading = threading.Thread(target=registry.load, args=("second",))
+    loading.start()
+    gate.wait_entered()
+    assert status_of(registry, "second").state == "loading"
+    assert registry.unready_reason() is None
+    assert answer(registry) == answer(registry, "first")
+    with pytest.raises(Unavailable, match="being loaded"):
+        registry.get("image", "second")
+    gate.open()
+    loading.join(PATIENCE_S)
+    assert status_of(registry, "second").state == "ready"
+
+
+def test_an_unloaded_model_is_unavailable_until_it_is_drained_and_unknown_after(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model")
+    make_package("other")
+    registry = make_registry()
+    registry.load_all()
+    held = registry.get("image", "model")
+    unload = threading.Thread(target=registry.unload, args=("model",))
+    unload.start()
+    end = time.monotonic() + PATIENCE_S
+    while status_of(registry, "model").state != "unloading" and time.monotonic() < end:
+        time.sleep(0.001)
+    with pytest.raises(Unavailable, match="being unloaded"):
+        registry.get("image", "model")
+    assert registry.unready_reason() is None
+    rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
+    asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    held.release()
+    unload.join(PATIENCE_S)
+    with pytest.raises(UnknownModel):
+        registry.get("image", "model")
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_what_was_replaced_or_unloaded_gives_its_memory_back_without_the_garbage_collector(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch, swap: bool
+) -> None:
+    remains: list[weakref.ref[object]] = []
+
+    def create(name: str, *args: object) -> Engine:
+        engine = create_engine(name, *args)  # type: ignore[arg-type]
+        remains.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    make_package("model", 1)
+    registry = make_registry()
+    registry.load_all()
+    assert answer(registry) >= 0
+    (deployment,) = [entry.deployment for entry in registry._entries.values()]
+    remains += [weakref.ref(deployment), weakref.ref(deployment.package), weakref.ref(deployment.model)]  # type: ignore[union-attr]
+    del deployment
+    make_package("model", 2)
+    gc.collect()
+    gc.disable()
+    try:
+        if swap:
+            registry.load("model")
+        else:
+            registry.unload("model")
+        assert [remain() for remain in remains[:4]] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_a_closed_registry_changes_nothing(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    make_package("model")
+    registry = make_registry()
+    registry.load_all()
+    registry.close(PATIENCE_S)
+    for change in (registry.load, registry.unload):
+        with pytest.raises(Unavailable, match="shutting down"):
+            change("model")
+
+
+def test_what_telemetry_hears_of_a_swap_and_an_unload(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    metrics = Metrics()
+    make_package("model", 1)
+    registry = make_registry(observer=metrics)
+    registry.load_all()
+
+    def versions(family: str) -> list[str]:
+        text, _ = metrics.render("")
+        return sorted(re.findall(rf'^{family}{{.*version="(\d+)".*}} 1.0$', text.decode(), re.MULTILINE))
+
+    assert versions("hiera_model_ready") == versions("hiera_engine_info") == ["1"]
+    make_package("model", 2)
+    registry.load("model")
+    assert versions("hiera_model_ready") == versions("hiera_engine_info") == ["2"]
+    answer(registry)
+    registry.unload("model")
+    text, _ = metrics.render("")
+    left = {line.partition("{")[0] for line in text.decode().splitlines() if 'model="model"' in line}
+    assert not left & {"hiera_model_ready", "hiera_engine_info", "hiera_batch_cost_seconds", "hiera_queue_rows"}
+    assert "hiera_rows_total" in left
 
 
 def test_a_failed_model_can_be_mended_and_loaded(make_package: MakePackage, make_registry: MakeRegistry) -> None:

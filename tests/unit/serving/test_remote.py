@@ -15,19 +15,21 @@ import pytest
 from serving_fakes import PATIENCE_S, ROW_SHAPE, FakeEngine, Gate, classes_of, flat_curve, manifest_of, rows_of
 
 from app.engines.base import EngineInfo
-from app.errors import EngineError, HieraError, Unavailable, UnknownModel
+from app.errors import ChangeRefused, EngineError, HieraError, Unavailable, UnknownModel
 from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer
 from app.media.spec import DecodeInfo
 from app.serving.batcher import Batcher
+from app.serving.changes import Change, Order, Report, Standing, VersionOnDisk, decode_order, encode_order
 from app.serving.curve import CostModel
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.host import Session
 from app.serving.instance import Instance
 from app.serving.model import EngineChoice, LoadedModel
 from app.serving.observer import SilentObserver
-from app.serving.registry import ModelRegistry, ModelStatus
+from app.serving.registry import ModelRegistry
 from app.serving.remote import HostLink, LinkEvents
 from app.serving.results import Task
+from app.serving.status import ModelStatus
 from app.serving.table import ModelTable
 
 
@@ -74,7 +76,9 @@ class House:
         self.table.refresh()
         self.ended = asyncio.Event()
         self.worker_end, self.host_end = socket.socketpair()
-        self.session = Session(self.host_end, self.table, self.scrape, self.ended.set)
+        self.orders: list[Order] = []
+        self.outcome: Report | HieraError = Report()
+        self.session = Session(self.host_end, self.table, self.scrape, self.administer, self.ended.set)
         self.link = HostLink(instances=1, exact_images=False)
 
     def model(self, version: int = 1) -> LoadedModel:
@@ -89,6 +93,12 @@ class House:
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         return b"text for " + accept.encode(), "text/plain"
+
+    async def administer(self, order: Order) -> Report:
+        self.orders.append(order)
+        if isinstance(self.outcome, HieraError):
+            raise self.outcome
+        return self.outcome
 
     def shown(self) -> LoadedModel:
         """The model as the worker finds it, not retained."""
@@ -304,3 +314,34 @@ def test_what_changes_from_second_to_second_follows() -> None:
         assert await house.link.scrape("any") == (b"text for any", "text/plain")
 
     steps(scene)
+
+
+def test_an_order_travels_to_the_host_and_its_report_or_refusal_comes_back() -> None:
+    async def scene(house: House) -> None:
+        order = Order("load", "op", "model", 3, "request-1")
+        change = Change("model", "swapped", 3, 2, "passed", None, 0.5, 0.25, True)
+        standing = Standing("model", 3, "ready", None, "ab", (VersionOnDisk(3, "ab", True),), None)
+        house.outcome = Report((change,), (standing,))
+        assert await house.link.administer(order) == house.outcome
+        assert house.orders == [order]
+        house.outcome = ChangeRefused("model version 3 is refused: a file is missing")
+        with pytest.raises(ChangeRefused, match="a file is missing"):
+            await house.link.administer(order)
+        assert house.link._orders == {}
+
+    steps(scene)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order("load", "op"),
+        Order("survey", "op", "model"),
+        Order("erase", "op"),  # type: ignore[arg-type]
+        Order("load", "op", "model", "3"),  # type: ignore[arg-type]
+        Order("reload", 1),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_order_is_not_taken_for_one(order: Order) -> None:
+    with pytest.raises(ValueError, match="an order that is none"):
+        decode_order(encode_order(order))

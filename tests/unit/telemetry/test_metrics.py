@@ -113,11 +113,15 @@ def test_a_model_that_becomes_ready_later_gets_its_series_then() -> None:
     assert series(metrics)['hiera_model_ready{model="late",version="2"}'] == 0
 
 
-def test_an_engine_that_is_replaced_disappears() -> None:
+def test_a_version_that_is_gone_disappears_and_its_counts_stay() -> None:
     metrics = full()
-    metrics.engine_info("m", 2, "onnxruntime", "fp32", "cpu")
-    infos = [name for name in series(metrics) if name.startswith("hiera_engine_info")]
-    assert infos == ['hiera_engine_info{device="cpu",engine="onnxruntime",model="m",precision="fp32",version="2"}']
+    before = series(metrics)
+    metrics.version_gone("m", 1)
+    gone = {name.partition("{")[0] for name in before.keys() - series(metrics).keys()}
+    assert gone == {"hiera_model_ready", "hiera_engine_info", "hiera_batch_cost_seconds"}
+    metrics.model_gone("m")
+    gone = {name.partition("{")[0] for name in before.keys() - series(metrics).keys()}
+    assert gone == {"hiera_model_ready", "hiera_engine_info", "hiera_batch_cost_seconds", "hiera_queue_rows"}
 
 
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:

@@ -1,0 +1,175 @@
+"""Orders on a registry of real packages: what they change, what they report, and what the log keeps of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from serving_fakes import PATIENCE_S
+
+from app.engines.factory import EngineOptions
+from app.errors import ChangeRefused, UnknownModel
+from app.serving.changes import Order, Report
+from app.serving.deployment import ServingOptions
+from app.serving.registry import ModelRegistry
+from app.serving.rollout import Rollout
+
+MakePackage = Callable[..., Path]
+SURVEY = Order("survey", "op")
+RELOAD = Order("reload", "op")
+
+
+class Office:
+    """A rollout over a registry that has loaded what was there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        engine = EngineOptions(name="onnxruntime", threads=1, max_batch=4)
+        self.registry = ModelRegistry(root, engine, ServingOptions(warmup_budget_s=0.05))
+        self.registry.load_all()
+        self.rollout = Rollout(self.registry, root)
+
+    def served(self) -> dict[str, int]:
+        return {status.name: status.version for status in self.registry.models() if status.state == "ready"}
+
+    def pending(self) -> dict[str, str | None]:
+        return {standing.name: standing.pending for standing in self.rollout.perform(SURVEY).standings}
+
+
+@pytest.fixture
+def open_office(tmp_path: Path) -> Iterator[Callable[[], Office]]:
+    offices: list[Office] = []
+
+    def open_one() -> Office:
+        offices.append(Office(tmp_path / "repo"))
+        return offices[-1]
+
+    yield open_one
+    for office in offices:
+        office.registry.close(PATIENCE_S)
+
+
+def test_a_survey_tells_what_a_reload_would_do_and_a_reload_does_it(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    for name in ("same", "newer", "gone", "rebuilt"):
+        make_package(name)
+    office = open_office()
+    assert office.pending() == {"same": None, "newer": None, "gone": None, "rebuilt": None}
+    make_package("new")
+    make_package("newer", 2)
+    shutil.rmtree(office.root / "gone")
+    shutil.rmtree(office.root / "rebuilt")
+    make_package("rebuilt", seed=3)
+    assert office.pending() == {"same": None, "newer": "swap", "gone": "unload", "rebuilt": "swap", "new": "load"}
+    outcomes = {change.name: change.outcome for change in office.rollout.perform(RELOAD).changes}
+    assert outcomes == {"newer": "swapped", "gone": "unloaded", "rebuilt": "swapped", "new": "loaded"}
+    assert office.served() == {"same": 1, "newer": 2, "rebuilt": 1, "new": 1}
+    assert office.rollout.perform(RELOAD) == Report()
+
+
+def test_one_bad_package_does_not_stop_a_reload_and_what_it_would_replace_serves_on(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model")
+    office = open_office()
+    make_package("bad", wrong_golden=True)
+    make_package("model", 2)
+    (office.root / "model" / "2" / "model.onnx").write_bytes(b"half a file")
+    make_package("zoo")
+    bad, model, zoo = office.rollout.perform(RELOAD).changes
+    assert (bad.outcome, model.outcome, zoo.outcome) == ("refused", "refused", "loaded")
+    assert (bad.version, model.version) == (None, 1)
+    assert "disagrees with the reference" in (bad.reason or "")
+    assert "changed after the build" in (model.reason or "")
+    assert office.served() == {"model": 1, "zoo": 1}
+
+
+@pytest.mark.parametrize("vanish", [True, False])
+def test_an_empty_repository_unloads_nothing(
+    make_package: MakePackage, open_office: Callable[[], Office], vanish: bool
+) -> None:
+    make_package("model")
+    office = open_office()
+    shutil.rmtree(office.root if vanish else office.root / "model")
+    with pytest.raises(ChangeRefused, match="no such folder" if vanish else "were not mounted"):
+        office.rollout.perform(RELOAD)
+    assert office.served() == {"model": 1}
+    if not vanish:
+        assert office.rollout.perform(Order("unload", "op", "model")).changes[0].outcome == "unloaded"
+
+
+def test_the_log_names_who_changed_what(
+    make_package: MakePackage, open_office: Callable[[], Office], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hiera.admin")
+    make_package("model")
+    office = open_office()
+    make_package("model", 2)
+    office.rollout.perform(Order("load", "alice", "model", 2, "request-1"))
+    with pytest.raises(UnknownModel):
+        office.rollout.perform(Order("unload", "bob", "none", None, "request-2"))
+    office.rollout.perform(SURVEY)
+    fields = [record.__dict__["fields"] for record in caplog.records if record.name == "hiera.admin"]
+    assert [(each["key"], each["action"], each["model"], each["request_id"]) for each in fields] == [
+        ("alice", "load", "model", "request-1"),
+        ("bob", "unload", "none", "request-2"),
+    ]
+    assert (fields[0]["version"], fields[0]["replaced"]) == (2, 1)
+
+
+def test_changes_take_turns_and_who_leaves_before_its_turn_has_changed_nothing(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model")
+    make_package("other")
+    office = open_office()
+    held = office.registry.get("image", "model")
+
+    async def scenario() -> None:
+        administer = office.rollout.administer
+        first = asyncio.create_task(administer(Order("unload", "op", "model")))
+        while office.served() != {"other": 1}:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(administer(Order("unload", "op", "other")))
+        third = asyncio.create_task(administer(Order("load", "op", "model")))
+        await administer(SURVEY)  # looks without waiting for its turn
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert not first.done()
+        assert not third.done()
+        held.release()
+        assert (await first).changes[0].outcome == "unloaded"
+        assert (await third).changes[0].outcome == "loaded"
+
+    asyncio.run(scenario())
+    assert office.served() == {"model": 1, "other": 1}
+
+
+def test_a_change_under_way_is_carried_through_when_its_caller_leaves(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model")
+    office = open_office()
+    held = office.registry.get("image", "model")
+
+    async def scenario() -> None:
+        change = asyncio.create_task(office.rollout.administer(Order("unload", "op", "model")))
+        while office.served():
+            await asyncio.sleep(0.001)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+
+    asyncio.run(scenario())
+    held.release()
+    end = time.monotonic() + PATIENCE_S
+    while office.registry.models() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert office.registry.models() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "model-change"]

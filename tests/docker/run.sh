@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
 export BASE_IMAGE=${BASE_IMAGE:-python:3.11-slim-bookworm}
-export DOCKER_BUILDKIT=1 COMPOSE_PROJECT_NAME=hiera-test
+export COMPOSE_PROJECT_NAME=hiera-test
 logs=$(mktemp -d /var/tmp/hiera-logs.XXXXXX)
 source tests/docker/engine.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Serves packages with a real Triton and compares what it says with this server's own engine.
+# Serves packages with a real Triton and compares what it says with this project's own engine and server.
 #
 #   tests/deploy/triton_server/run.sh [REPOSITORY [NAME…]]      by default every package of model_repo/
 #
@@ -8,9 +8,10 @@
 #
 #   TRITON_BASE_PYTHON   makes that environment (/usr/bin/python3.11, else python3)
 #   TRITON_PYTHON        an environment that is there already
-#   PYTHON               whose pip installs into it (python3)
+#   PYTHON               runs this project's server, and its pip installs into that environment (python3)
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
+export PYTHON=${PYTHON:-python3} PYTHONPATH=$PWD
 
 if [ -z "${TRITON_PYTHON:-}" ]; then
     base=${TRITON_BASE_PYTHON:-/usr/bin/python3.11}
@@ -18,11 +19,11 @@ if [ -z "${TRITON_PYTHON:-}" ]; then
     environment=.cache/triton
     if [ ! -e "$environment/.ready" ]; then
         "$base" -m venv --without-pip "$environment"  # Debian's has no ensurepip
-        "${PYTHON:-python3}" -m pip --python "$environment/bin/python" install --quiet -r tests/deploy/triton_server/requirements.txt
+        "$PYTHON" -m pip --python "$environment/bin/python" install --quiet -r tests/deploy/triton_server/requirements.txt
         touch "$environment/.ready"
     fi
     TRITON_PYTHON=$environment/bin/python
 fi
 repository=${1:-model_repo}
 [ $# = 0 ] || shift
-PYTHONPATH=$PWD exec "$TRITON_PYTHON" tests/deploy/triton_server/check_triton.py "$repository" "$@"
+exec "$TRITON_PYTHON" tests/deploy/triton_server/check_triton.py "$repository" "$@"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from starlette.types import Lifespan
 from app.api import openapi
 from app.api.admin import VERSION, AdminEndpoints, Administer
 from app.api.classify import ClassifyBounds, classify_endpoint
+from app.api.direct import DirectFastAPI, Endpoint
 from app.api.exchange import exchange_of
 from app.api.health import Condition, Exposition, HealthEndpoints, MetricsEndpoint
 from app.api.keys import KeyRing
@@ -37,9 +38,6 @@ _log = logging.getLogger("hiera.errors")
 _OPEN_PATHS = frozenset({"/", "/docs", "/docs/", "/openapi.json", "/health/"})
 _TASKS: tuple[Task, ...] = ("image", "video")
 CLASSIFY_PATHS = {f"/classify/{task}": task for task in _TASKS}
-
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -60,7 +58,7 @@ class Parts:
 
 def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
     """The ASGI application with every route of the contract."""
-    app = FastAPI(
+    app = DirectFastAPI(
         title=openapi.TITLE,
         lifespan=lifespan,
         docs_url=None,
@@ -88,12 +86,14 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
     return app
 
 
-def _add_routes(app: FastAPI, parts: Parts) -> None:
+def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
     for task in _TASKS:
         bounds = parts.bounds[task]
+        classify = classify_endpoint(task, parts.service, bounds, parts.metrics)
+        app.add_direct_route(f"/classify/{task}", classify, _answer_problem)
         app.add_api_route(
             f"/classify/{task}",
-            classify_endpoint(task, parts.service, bounds, parts.metrics),
+            classify,
             methods=["POST"],
             summary=f"Classify {'images' if task == 'image' else 'a video'}",
             operation_id=f"classify_{task}",

@@ -27,6 +27,7 @@ from app.serving.service import Service, Ticket
 
 _log = logging.getLogger("hiera.errors")
 _JSON = "application/json"
+_SLOW_UPLOAD_S = 0.5  # most bodies come with their head; what takes longer must not look like work to come
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -54,12 +55,15 @@ def classify_endpoint(task: Task, service: Service, bounds: ClassifyBounds, obse
             exchange.model = ticket.model.name
             uploads = _uploads_of(ticket, body, bounds.upload)
             try:
+                slow = asyncio.get_running_loop().call_later(_SLOW_UPLOAD_S, ticket.set_aside)
                 try:
                     await receive_files(body, envelope, uploads, ticket.deadline)
+                    ticket.resume()
                 except (RequestCancelled, DeadlineExceeded, asyncio.CancelledError):
                     observer.cancelled(exchange.model, "upload")
                     raise
                 finally:
+                    slow.cancel()
                     exchange.body_bytes, exchange.files = body.received, len(uploads.files)
                     exchange.stages["upload"] = time.monotonic() - exchange.started
                 observer.stage_duration(exchange.model, "upload", exchange.stages["upload"])

@@ -21,16 +21,20 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _TIMING = re.compile(rb"\r\nserver-timing:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
+_RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*(\d+)", re.IGNORECASE)
+_REFUSALS = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`finished_s` is `time.perf_counter()` at the last byte; `timing` the Server-Timing header, empty without one."""
+    """`finished_s` is `time.perf_counter()` at the last byte; `timing` the Server-Timing header, empty without one;
+    `retry_after_s` the Retry-After header of a refusal (429, 503)."""
 
     status: int
     body: bytes
     timing: bytes
     finished_s: float
+    retry_after_s: int | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -60,6 +64,11 @@ class Connection(asyncio.Protocol):
         self.sent_s = time.perf_counter()
         self._transport.write(request)
         return await self._waiter
+
+    def send(self, more: bytes) -> None:
+        """Send more of the request whose answer is awaited; nothing once the connection is closed."""
+        if self._transport is not None:
+            self._transport.write(more)
 
     def abandon(self, status: int) -> None:
         """Give up the request in flight, if any, as `status`, and close."""
@@ -106,8 +115,11 @@ class Connection(asyncio.Protocol):
     def _settle(self, status: int, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            timing = _TIMING.search(self._head) if self._head else None
-            waiter.set_result(Answer(status, body, timing[1] if timing else b"", time.perf_counter()))
+            head = self._head or b""
+            timing = _TIMING.search(head)
+            retry = _RETRY_AFTER.search(head) if status in _REFUSALS else None
+            retry_after_s = int(retry[1]) if retry else None
+            waiter.set_result(Answer(status, body, timing[1] if timing else b"", time.perf_counter(), retry_after_s))
         self._received.clear()
         self._head, self._length = None, None
 

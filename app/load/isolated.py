@@ -1,12 +1,18 @@
-"""Runs a plan in a process of its own, so that drawing a progress bar or keeping results never delays a request."""
+"""Runs load in a process of its own, so that drawing a progress bar or keeping results never delays a request."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
+from typing import TypeVar
 
 from app.errors import HieraError
 from app.load.generator import Plan, Progress, Samples, run_plan
+
+Order = TypeVar("Order")
+Result = TypeVar("Result")
+Work = Callable[[Order, Progress], Result]
 
 
 class GeneratorDied(HieraError):
@@ -19,16 +25,25 @@ def run_isolated(plan: Plan, progress: Progress | None = None) -> Samples:
     Raises:
         GeneratorDied: the process ended without a result.
     """
+    return in_a_process(run_plan, plan, progress)
+
+
+def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | None = None) -> Result:
+    """`work(order, progress)` from a fresh process; `progress` is called in this one, the rest is pickled.
+
+    Raises:
+        GeneratorDied: the process ended without a result.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(plan, theirs), name="load-generator", daemon=True)
+    process = context.Process(target=_main, args=(work, order, theirs), name="load-generator", daemon=True)
     process.start()
     theirs.close()
     try:
         while True:
-            message = ours.recv()
-            if isinstance(message, Samples):
-                return message
+            result, message = ours.recv()
+            if message is None:
+                return result  # type: ignore[no-any-return]
             if progress is not None:
                 progress(*message)
     except EOFError:
@@ -41,6 +56,6 @@ def run_isolated(plan: Plan, progress: Progress | None = None) -> Samples:
             process.kill()
 
 
-def _main(plan: Plan, pipe: Pipe) -> None:
-    pipe.send(run_plan(plan, lambda fraction, answers: pipe.send((fraction, answers))))
+def _main(work: Work[Order, Result], order: Order, pipe: Pipe) -> None:
+    pipe.send((work(order, lambda fraction, answers: pipe.send((None, (fraction, answers)))), None))
     pipe.close()

@@ -64,6 +64,13 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the first process."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
     def __enter__(self) -> ServerProcess:
         started_s = time.perf_counter()
         self._process = subprocess.Popen(  # noqa: S603 - runs what its caller names
@@ -113,9 +120,7 @@ class ServerProcess:
 
     def memory_bytes(self) -> int:
         """Proportional set size of all the group's processes: shared pages count once. Linux."""
-        if self._process is None:
-            raise RuntimeError("the server is not running")
-        return sum(_pss_bytes(pid) for pid in _session_members(self._process.pid))
+        return sum(_pss_bytes(pid) for pid in _session_members(self.pid))
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], until_s: float) -> None:
         while time.perf_counter() < until_s:

@@ -237,14 +237,16 @@ class WorkerGroup:
             self._idle.append(worker)
             ticket.fail(error)
             return
-        threads = self._options.codec_threads
+        options = self._options
+        threads = options.codec_threads
         if threads > 1 and (self._runs or len(self._waiting)):
             threads = 1
-        limit_s = min(ticket.remaining_s, self._options.timeout_s)
-        run = _Run(ticket, worker, buffer, time.monotonic(), is_new, hurried=limit_s < self._options.timeout_s)
+        limit_s = min(ticket.remaining_s, options.timeout_s)
+        most_s = min(limit_s + options.abandoned_grace_s, options.timeout_s)
+        run = _Run(ticket, worker, buffer, time.monotonic(), is_new, hurried=limit_s < options.timeout_s)
         self._runs[worker] = run
         ticket.attempts += 1
-        header = JobHeader(ticket.number, buffer.slot, threads, ticket.body.size, rows_bytes, limit_s * threads)
+        header = JobHeader(ticket.number, buffer.slot, threads, ticket.body.size, rows_bytes, most_s * threads)
         try:
             worker.process.send(header, ticket.job, ticket.body, buffer if is_new else None)
         except ConnectionError:  # it died this moment, before it had the job; its exit status, which follows, tells why
@@ -289,21 +291,27 @@ class WorkerGroup:
     # When time runs out.
 
     def _overran(self, run: _Run) -> None:
-        """The job has run as long as it may: for this server, for its caller, or after its caller left."""
+        """The job has run as long as it may: for its caller, for this server, or after its caller left."""
+        ticket = run.ticket
+        if run.hurried and not ticket.future.done():
+            ticket.expire()
+            self._let_run_on(run)
+            return
         self._discard(run)
-        reason = "abandoned" if run.ticket.future.done() else "deadline" if run.hurried else "timeout"
-        if run.hurried:
-            run.ticket.expire()
-        else:
-            run.ticket.fail(self._too_slow())
+        reason = "abandoned" if ticket.future.cancelled() else "deadline" if run.hurried else "timeout"
+        ticket.fail(self._too_slow())
         self._supervisor.end(run.worker, reason)
+
+    def _let_run_on(self, run: _Run) -> None:
+        """Nobody waits for `run` any more: it may go on for about as long as starting another worker would take."""
+        left_s = run.started + self._options.timeout_s - time.monotonic()
+        run.ticket.set_timer(min(left_s, self._options.abandoned_grace_s), self._overran, run)
 
     def _abandon(self, ticket: Ticket) -> None:
         """Nobody waits for `ticket` any more: it is not run, or not for long."""
         run = next((run for run in self._runs.values() if run.ticket is ticket), None)
         if run is not None:
-            left_s = min(ticket.remaining_s, run.started + self._options.timeout_s - time.monotonic())
-            ticket.set_timer(min(left_s, self._options.abandoned_grace_s), self._overran, run)
+            self._let_run_on(run)
             return
         ticket.cancel_timer()
         if not ticket.future.cancelled() and ticket.future.exception() is None:  # outcome and cancellation crossed

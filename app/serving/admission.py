@@ -16,6 +16,10 @@ from app.errors import Overloaded
 
 # A refused caller that came back at once would only be refused again.
 _MIN_RETRY_S = 0.05
+# How many times its predicted wait a request must be able to bear. Half of what callers allow is left for what no
+# prediction knows (a worker that is killed, a core that others take): a queue that is as long as its deadlines loses all
+# of its work at the first stumble, and goes on losing it. A shorter one answers as many.
+_HEADROOM = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Admission:
         max_rows: most rows in flight, over all models.
         max_bytes: most bytes in flight: uploads and decoded rows together.
         on_reject: told the model and the reason of every refusal.
+        on_change: told of what is in flight whenever that changes; it must be quick, as the lock is held.
         clock: monotonic seconds, those of the deadlines.
         peers: counted with what is in flight here; None when no other process shares the engines.
     """
@@ -71,12 +76,14 @@ class Admission:
         max_rows: int,
         max_bytes: int,
         on_reject: Callable[[str, str], None] = lambda model, reason: None,
+        on_change: Callable[[int, int], None] = lambda rows, nbytes: None,
         clock: Callable[[], float] = time.monotonic,
         peers: Peers | None = None,
     ) -> None:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._on_reject = on_reject
+        self._on_change = on_change
         self._clock = clock
         self._peers = peers
         self._lock = threading.Lock()
@@ -119,7 +126,8 @@ class Admission:
                 return
             refusal = self._refusal(lane, rows, nbytes, deadline, decode_s)
             if refusal is None:
-                self._rows[lane] = self._rows.get(lane, 0) + rows
+                if not reservation.aside:
+                    self._rows[lane] = self._rows.get(lane, 0) + rows
                 self._total_rows += rows
                 self._total_bytes += nbytes
                 reservation.rows += rows
@@ -145,12 +153,16 @@ class Admission:
             return "queue_rows", _overloaded("the queue is full; try again later", wait_s)
         if total_bytes + nbytes > self._max_bytes:
             return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", backlog_s)
-        if deadline is not None:
-            # Decoding of this request overlaps with the work before it.
-            needed_s = max(backlog_s, decode_s) + lane.predict_s(rows)
-            late_s = needed_s - (deadline - self._clock())
-            if late_s > 0:
-                return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s)
+        return None if deadline is None else self._lateness(lane, rows, deadline, backlog_s, decode_s)
+
+    def _lateness(
+        self, lane: Lane, rows: int, deadline: float, backlog_s: float, decode_s: float
+    ) -> tuple[str, Overloaded] | None:
+        # Decoding of this request overlaps with the work before it.
+        needed_s = _HEADROOM * (max(backlog_s, decode_s) + lane.predict_s(rows))
+        late_s = needed_s - (deadline - self._clock())
+        if late_s > 0:
+            return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s / _HEADROOM)
         return None
 
     def _backlog_s(self, device: str) -> float:
@@ -158,6 +170,7 @@ class Admission:
         return others_s + sum(lane.predict_s(rows) for lane, rows in self._rows.items() if lane.device == device)
 
     def _publish(self) -> None:
+        self._on_change(self._total_rows, self._total_bytes)
         if self._peers is None:
             return
         backlog_s: dict[str, float] = {}
@@ -170,26 +183,55 @@ class Admission:
             if reservation.released:
                 return
             reservation.released = True
-            left = self._rows[reservation.lane] - reservation.rows
-            if left:
-                self._rows[reservation.lane] = left
-            else:
-                del self._rows[reservation.lane]
+            if not reservation.aside:
+                self._forget_rows(reservation)
             self._total_rows -= reservation.rows
             self._total_bytes -= reservation.nbytes
             self._publish()
 
 
+    def _set_aside(self, reservation: Reservation) -> None:
+        with self._lock:
+            if not reservation.released and not reservation.aside:
+                reservation.aside = True
+                self._forget_rows(reservation)
+                self._publish()
+
+    def _resume(self, reservation: Reservation, deadline: float, decode_s: float) -> None:
+        lane, rows = reservation.lane, reservation.rows
+        with self._lock:
+            if reservation.released or not reservation.aside:
+                return
+            backlog_s = self._backlog_s(lane.device)
+            refusal = self._lateness(lane, rows, deadline, backlog_s, decode_s) if backlog_s else None
+            if refusal is None:
+                reservation.aside = False
+                self._rows[lane] = self._rows.get(lane, 0) + rows
+                self._publish()
+        if refusal is not None:
+            reason, error = refusal
+            self._on_reject(lane.model, reason)
+            raise error
+
+    def _forget_rows(self, reservation: Reservation) -> None:
+        left = self._rows[reservation.lane] - reservation.rows
+        if left:
+            self._rows[reservation.lane] = left
+        else:
+            del self._rows[reservation.lane]
+
+
 class Reservation:
     """A request's share of what may be in flight, given back exactly once."""
 
-    __slots__ = ("_admission", "lane", "nbytes", "released", "rows")
+    __slots__ = ("_admission", "aside", "lane", "nbytes", "released", "rows")
 
     def __init__(self, admission: Admission, lane: Lane) -> None:
         self._admission = admission
         self.lane = lane
         self.rows = 0
         self.nbytes = 0
+        self.aside = False
         self.released = False
 
     def grow(self, *, rows: int = 0, nbytes: int = 0) -> None:
@@ -199,6 +241,18 @@ class Reservation:
             Overloaded: no room for more; what was reserved before stays.
         """
         self._admission._reserve(self, rows, nbytes, None, 0.0)
+
+    def set_aside(self) -> None:
+        """Its upload takes long: nobody else's wait is predicted from rows that may never come. The room stays taken."""
+        self._admission._set_aside(self)
+
+    def resume(self, deadline: float, decode_s: float) -> None:
+        """Its upload is complete: after `set_aside`, judge the deadline again as `Admission.admit` does.
+
+        Raises:
+            Overloaded: the deadline cannot be made any more.
+        """
+        self._admission._resume(self, deadline, decode_s)
 
     def release(self) -> None:
         """Give everything back; idempotent."""

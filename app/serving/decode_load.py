@@ -1,4 +1,9 @@
-"""How long a file will wait for a media worker, predicted from what decoding has lately taken."""
+"""How long a file will wait for a media worker, predicted from what decoding has lately taken.
+
+A worker's own time says too little: beside a busy engine and a busy event loop on few cores, a file that takes 2 ms by
+itself keeps the next one waiting for 5. So it is the whole time that counts, from the moment that a file began to wait,
+divided by the files that were before it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ _WEIGHT = 0.05
 
 
 class DecodeLoad:
-    """Files in decoding for one task and their usual cost. Used on one event loop.
+    """Files in decoding for one task and what each adds to the wait. Used on one event loop.
 
     Args:
         workers: how many files are decoded at a time.
@@ -18,23 +23,36 @@ class DecodeLoad:
         self._in_decode = 0
         self._seconds: float | None = None
 
-    def enter(self) -> None:
-        """A file begins to wait for a worker."""
+    def enter(self) -> float:
+        """A file begins to wait for a worker.
+
+        Returns:
+            How many files each worker has now, at least 1: for `observe`.
+        """
         self._in_decode += 1
+        return self._turns(0)
 
     def leave(self) -> None:
         """A file is decoded, failed, or is no longer wanted."""
         self._in_decode -= 1
 
-    def observe(self, seconds: float) -> None:
-        """A worker took `seconds` for a file."""
+    def observe(self, turns: float, seconds: float) -> None:
+        """A file that entered as one of `turns` for its worker was decoded `seconds` later."""
+        each_s = seconds / turns
         if self._seconds is None:
-            self._seconds = seconds
+            self._seconds = each_s
         else:
-            self._seconds += _WEIGHT * (seconds - self._seconds)
+            self._seconds += _WEIGHT * (each_s - self._seconds)
+
+    def observe_expiry(self, turns: float, seconds: float) -> None:
+        """The same of a file that was not decoded after `seconds`, when its deadline passed: it takes longer still.
+        Without these, only files that were lucky would count."""
+        if self._seconds is None or seconds / turns > self._seconds:
+            self.observe(turns, seconds)
 
     def predict_s(self, files: int) -> float:
         """Seconds until `files` more files would be decoded; 0 until the first one has been seen."""
-        if self._seconds is None:
-            return 0.0
-        return self._seconds * max(1.0, (self._in_decode + files) / self._workers)
+        return 0.0 if self._seconds is None else self._seconds * self._turns(files)
+
+    def _turns(self, more: int) -> float:
+        return max(1.0, (self._in_decode + more) / self._workers)

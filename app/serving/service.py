@@ -1,6 +1,7 @@
 """The one way from a file to a classification: admit, decode, submit, postprocess. It knows no transport.
 
 ticket = service.admit("image", options, started=…)     before the body is read: model, deadline, room
+ticket.set_aside(), ticket.resume()                      when the upload takes long, and when it is complete
 await service.classify(ticket, body)                     once for each file of the request
 ticket.release()                                         exactly once, whatever happened
 """
@@ -103,6 +104,18 @@ class Ticket:
         """
         rows = files * rows_of(self.job)
         self.reservation.grow(rows=rows, nbytes=rows * self.model.row_nbytes + body_bytes)
+
+    def set_aside(self) -> None:
+        """The upload takes long: until `resume`, it does not count in what others are predicted to wait."""
+        self.reservation.set_aside()
+
+    def resume(self) -> None:
+        """The upload is complete.
+
+        Raises:
+            Overloaded: it was set aside, and the deadline cannot be made any more.
+        """
+        self._service._resume(self)
 
     def release(self) -> None:
         """Give back what the request held."""
@@ -252,13 +265,22 @@ class Service:
 
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]
-        load.enter()
+        turns, began = load.enter(), time.monotonic()
+        # Rows that come too late to be inferred are not worth decoding.
+        latest = ticket.deadline - ticket.model.lane.predict_s(rows_of(ticket.job))
         try:
-            rows = await self._pool.decode(body, ticket.job, ticket.deadline)
+            rows = await self._pool.decode(body, ticket.job, latest)
+        except DeadlineExceeded:
+            load.observe_expiry(turns, time.monotonic() - began)
+            raise
         finally:
             load.leave()
-        load.observe(rows.decode_s)
+        load.observe(turns, time.monotonic() - began)
         return rows
+
+    def _resume(self, ticket: Ticket) -> None:
+        load = self._decode_load[ticket.model.manifest.task]
+        ticket.reservation.resume(ticket.deadline, load.predict_s(1))
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1

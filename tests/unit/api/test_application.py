@@ -46,6 +46,12 @@ class SteeredTicket:
     def grow(self, **more: int) -> None:
         self.grown.append(more)
 
+    def set_aside(self) -> None:
+        """No upload of these tests takes long."""
+
+    def resume(self) -> None:
+        """As above."""
+
     def __enter__(self) -> SteeredTicket:
         return self
 

@@ -92,15 +92,29 @@ def test_a_file_that_takes_longer_than_the_server_allows_is_refused_and_its_work
     run(scene)
 
 
-def test_a_job_that_runs_past_its_callers_deadline_is_ended_then() -> None:
+def test_a_job_that_runs_past_its_callers_deadline_is_answered_then_and_ended_soon() -> None:
     async def scene() -> None:
         async with a_pool() as (pool, counts):
-            for endless in ("hang", "spin"):
+            for ended, endless in enumerate(("hang", "spin"), start=1):
                 await until(lambda: pool.worker_states["idle"] == 2)
                 with pytest.raises(DeadlineExceeded):
                     await order(pool, endless, CLIP, within_s=0.2)
-            assert counts.restarts == {"deadline": 2}
+                await until(lambda ended=ended: counts.restarts == {"deadline": ended})  # type: ignore[misc]
             (await order(pool, "fill:1", CLIP)).close()
+
+    run(scene)
+
+
+def test_a_job_that_is_done_soon_after_its_callers_deadline_costs_no_worker() -> None:
+    async def scene() -> None:
+        async with a_pool(abandoned_grace_s=30.0) as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                worker = decoded.info.width
+            with pytest.raises(DeadlineExceeded):
+                await order(pool, "sleep:0.5", within_s=0.2)
+            with await order(pool, "fill:2") as decoded:
+                assert decoded.info.width == worker
+            assert not counts.restarts
 
     run(scene)
 

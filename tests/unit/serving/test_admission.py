@@ -52,15 +52,68 @@ def test_bytes_in_flight_are_bounded(admission: Admission, rejections: list[tupl
     assert rejections == [("slow", "queue_bytes")]
 
 
-def test_a_wait_that_ends_after_the_deadline_is_refused_before_decoding(
+def test_what_is_in_flight_is_told_until_it_is_nothing() -> None:
+    told: list[tuple[int, int]] = []
+    admission = Admission(max_rows=10, max_bytes=1000, on_change=lambda rows, nbytes: told.append((rows, nbytes)))
+    reservation = admission.admit(SLOW, rows=2, nbytes=900, deadline=float("inf"))
+    reservation.grow(rows=1)
+    with pytest.raises(Overloaded):
+        admission.admit(SLOW, rows=8, nbytes=0, deadline=float("inf"))
+    reservation.release()
+    assert told == [(2, 900), (3, 900), (0, 0)]
+
+
+def test_a_wait_that_leaves_no_headroom_before_the_deadline_is_refused_before_decoding(
     admission: Admission, clock: Clock, rejections: list[tuple[str, str]]
 ) -> None:
     admission.admit(SLOW, rows=4, nbytes=0, deadline=9999)
-    admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 5.0)
+    admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 10.0)
     with pytest.raises(Overloaded) as refusal:
-        admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 5.0)
-    assert refusal.value.retry_after_s == pytest.approx(1.0)
+        admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 10.0)
+    assert refusal.value.retry_after_s == pytest.approx(1.0)  # one more row done, and it fits
     assert rejections == [("slow", "deadline")]
+
+
+def test_an_upload_that_takes_long_keeps_its_room_but_nobody_is_predicted_to_wait_for_it(
+    admission: Admission, clock: Clock
+) -> None:
+    slow = admission.admit(SLOW, rows=5, nbytes=900, deadline=9999)
+    slow.set_aside()
+    assert admission.predicted_wait_s("cpu") == 0.0
+    assert admission.in_flight == InFlight(5, 900)
+    admission.admit(SLOW, rows=1, nbytes=0, deadline=clock.now + 3.0)
+    slow.grow(rows=1)
+    assert admission.predicted_wait_s("cpu") == pytest.approx(1.0)
+    slow.resume(9999, 0.0)
+    assert admission.predicted_wait_s("cpu") == pytest.approx(7.0)
+    slow.resume(0, 0.0)  # it counts already
+    slow.release()
+    slow.set_aside()
+    assert admission.predicted_wait_s("cpu") == pytest.approx(1.0)
+    assert admission.in_flight == InFlight(1, 0)
+
+
+def test_an_upload_that_took_long_is_refused_if_others_have_taken_its_place(
+    admission: Admission, clock: Clock, rejections: list[tuple[str, str]]
+) -> None:
+    slow = admission.admit(SLOW, rows=1, nbytes=10, deadline=clock.now + 5.0)
+    slow.set_aside()
+    admission.admit(SLOW, rows=4, nbytes=0, deadline=9999)
+    with pytest.raises(Overloaded):
+        slow.resume(clock.now + 5.0, 0.0)
+    assert rejections == [("slow", "deadline")]
+    assert admission.predicted_wait_s("cpu") == pytest.approx(4.0)
+    slow.release()
+    assert admission.in_flight == InFlight(4, 0)
+
+
+def test_an_upload_that_took_long_and_is_alone_goes_on_whatever_is_predicted(
+    admission: Admission, clock: Clock
+) -> None:
+    slow = admission.admit(SLOW, rows=5, nbytes=10, deadline=9999)
+    slow.set_aside()
+    slow.resume(clock.now + 0.001, 0.0)
+    assert admission.predicted_wait_s("cpu") == pytest.approx(5.0)
 
 
 def test_models_on_one_device_wait_for_each_other_and_not_for_another_device(

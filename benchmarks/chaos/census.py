@@ -1,0 +1,124 @@
+"""What a server holds: the memory, descriptors and processes of its whole tree, and what its own metrics say. Linux."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+MEBIBYTE = 2**20
+_WORKER = b"app.media.worker"
+
+
+@dataclass(frozen=True)
+class Census:
+    """One count.
+
+    Attributes:
+        pss_mib: proportional set sizes of all processes together; `server_rss_mib`: resident size of the first.
+        descriptors: of the first process.
+        media_workers, processes: alive.
+        queue_rows: rows that wait for an engine.
+        busy_workers: media workers that hold a job.
+        in_flight_rows: rows that admission holds room for.
+        rows_classified, restarts, cancelled, rejected: counted since the start, the latter by reason or stage.
+    """
+
+    pss_mib: float
+    server_rss_mib: float
+    descriptors: int
+    processes: int
+    media_workers: int
+    queue_rows: int
+    busy_workers: int
+    in_flight_rows: int
+    rows_classified: int
+    restarts: dict[str, int]
+    cancelled: dict[str, int]
+    rejected: dict[str, int]
+
+
+def take_census(pid: int, url: str) -> Census:
+    """Count a server that answers at `url`, whose first process is `pid`."""
+    samples = _samples(url)
+    tree = process_tree(pid)
+    return Census(
+        pss_mib=sum(_kib(each, "smaps_rollup", "Pss:") for each in tree) / 1024,
+        server_rss_mib=_kib(pid, "status", "VmRSS:") / 1024,
+        descriptors=len(os.listdir(f"/proc/{pid}/fd")),
+        processes=len(tree),
+        media_workers=len(media_workers(pid)),
+        queue_rows=round(_sum(samples, "hiera_queue_rows")),
+        busy_workers=round(_sum(samples, "hiera_media_workers", state="busy")),
+        rows_classified=round(_sum(samples, "hiera_rows_total")),
+        in_flight_rows=round(_sum(samples, "hiera_in_flight_rows")),
+        restarts=_by(samples, "hiera_media_worker_restarts_total", "reason"),
+        cancelled=_by(samples, "hiera_cancelled_total", "stage"),
+        rejected=_by(samples, "hiera_rejected_total", "reason"),
+    )
+
+
+def settle(pid: int, url: str, patience_s: float) -> Census:
+    """Wait until nothing is at work, at most `patience_s`, and count."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        census = take_census(pid, url)
+        if time.monotonic() > until_s or not (census.in_flight_rows or census.busy_workers):
+            return census
+        time.sleep(0.5)
+
+
+def process_tree(pid: int) -> list[int]:
+    """`pid` and all processes below it that live."""
+    tree = [pid]
+    for each in tree:
+        tree += _children(each)
+    return tree
+
+
+def media_workers(pid: int) -> list[int]:
+    """The media workers below `pid`."""
+    return [each for each in process_tree(pid) if _WORKER in _read(each, "cmdline")]
+
+
+def _samples(url: str) -> list[tuple[str, dict[str, str], float]]:
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    ]
+
+
+def _sum(samples: list[tuple[str, dict[str, str], float]], name: str, **labels: str) -> float:
+    return sum(value for found, of, value in samples if found == name and labels.items() <= of.items())
+
+
+def _by(samples: list[tuple[str, dict[str, str], float]], name: str, label: str) -> dict[str, int]:
+    values = {labels[label] for found, labels, _ in samples if found == name}
+    sums = {value: round(_sum(samples, name, **{label: value})) for value in sorted(values)}
+    return {value: count for value, count in sums.items() if count}
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []  # ended meanwhile
+    return [int(child) for task in tasks for child in _read(pid, f"task/{task}/children").split()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _kib(pid: int, name: str, field: str) -> int:
+    lines = _read(pid, name).decode().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)

@@ -1,0 +1,56 @@
+"""The wait for a media worker, predicted from how long files lately waited and took, by how many were before them."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.serving.decode_load import DecodeLoad
+
+
+def test_nothing_is_predicted_before_anything_was_seen() -> None:
+    load = DecodeLoad(workers=2)
+    load.enter()
+    assert load.predict_s(1) == 0.0
+
+
+def test_a_file_alone_takes_its_own_time() -> None:
+    load = DecodeLoad(workers=2)
+    turns = load.enter()
+    load.leave()
+    load.observe(turns, 0.5)
+    assert load.predict_s(1) == pytest.approx(0.5)
+    assert load.predict_s(4) == pytest.approx(1.0)
+
+
+def test_files_that_wait_are_waited_for() -> None:
+    load = DecodeLoad(workers=2)
+    for _ in range(7):
+        turns = load.enter()
+    load.observe(turns, 3.5)  # the seventh of two workers: 3.5 turns of a second each
+    assert load.predict_s(1) == pytest.approx(4.0)
+    for _ in range(7):
+        load.leave()
+    assert load.predict_s(1) == pytest.approx(1.0)
+
+
+def test_what_is_seen_later_counts_more_and_more() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(1.0, 1.0)
+    for _ in range(200):
+        load.observe(1.0, 3.0)
+    assert load.predict_s(1) == pytest.approx(3.0, rel=0.01)
+
+
+def test_an_expiry_says_that_files_take_longer_and_never_that_they_take_less() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(1.0, 1.0)
+    load.observe_expiry(1.0, 0.1)
+    assert load.predict_s(1) == 1.0
+    load.observe_expiry(2.0, 6.0)
+    assert load.predict_s(1) > 1.0
+
+
+def test_an_expiry_is_better_than_nothing() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe_expiry(1.0, 2.0)
+    assert load.predict_s(1) == 2.0

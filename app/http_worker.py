@@ -119,7 +119,7 @@ def run(channel_fd: int, board_fd: int, settings_fd: int, line: int, parent_pid:
     logs.configure(settings.log_format, settings.log_level)
     if not settings.access_log:
         logging.getLogger("hiera.access").disabled = True
-    link = HostLink(instances=settings.engine_instances, exact_images=settings.exact_resize)
+    link = HostLink(exact_images=settings.exact_resize)
     shared = SharedEngines(
         models=link.models,
         peers=AdmissionBoard(board_fd, settings.http_workers, line),

@@ -65,9 +65,9 @@ class Settings(BaseSettings):
     engine_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes: auto, cpu, cuda or cuda:N."""
     engine_threads: Count = 0
-    """CPU threads of one engine; 0 means the cores that are really available, container quotas included."""
-    engine_instances: PositiveCount = 1
-    """Engines per model, each with a thread."""
+    """CPU threads of one model; 0 means the cores that are really available, container quotas included."""
+    engine_instances: Count = 0
+    """Engines per model, each with a thread; 0 takes as many side by side as do most together, as measured."""
     engine_cache_folder: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(default_factory=_cache_folder)
     """Folder that keeps compiled models and measured batch costs for the next start; none keeps nothing."""
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32

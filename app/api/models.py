@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -11,6 +12,10 @@ from app.api.schemas import Accuracy, BatchCost, Engine, EngineTrial, ModelDetai
 from app.errors import UnknownModel
 from app.serving.model import LoadedModel
 from app.serving.status import ModelStatus
+
+
+# "OpenVINO 2026.1.0-18 on …": which version of a library serves is for the log; strangers may read /models.
+_VERSION = re.compile(r" v?\d+\.\d[^\s,;]*")
 
 
 class ModelList(Protocol):
@@ -63,6 +68,7 @@ def _fields(status: ModelStatus) -> dict[str, Any]:
         "engine": _engine(model) if model else None,
         "batch_curve": _curve(model) if model else (),
         "useful_batch_rows": model.curve.useful_rows if model else None,
+        "instances": model.instances if model else None,
         "queue_rows": status.queue_rows,
         "accuracy": (),
     }
@@ -91,7 +97,7 @@ def _engine(model: LoadedModel) -> Engine:
         name=info.name,
         precision=info.precision,
         device=info.device,
-        detail=info.detail,
+        detail=_VERSION.sub("", info.detail),
         chosen=choice.reason,
         trials=tuple(
             EngineTrial(

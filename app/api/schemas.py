@@ -159,6 +159,8 @@ class ModelEntry(_Wire):
     batch_curve: tuple[BatchCost, ...]
     useful_batch_rows: int | None
     """The smallest batch within 5% of the best throughput."""
+    instances: int | None
+    """Engines that take batches side by side; `batch_curve` is that of one while all run."""
     queue_rows: int
     """Rows that wait for the engine now."""
     weights: str | None

@@ -162,8 +162,9 @@ def _engine_rows_per_s(target: Target, model: object, api_key: str | None) -> fl
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         connection.request("GET", f"/models/{quote(str(model))}", headers=headers)
-        curve = json.loads(connection.getresponse().read()).get("batch_curve", [])
-        return max((cost["rows"] / cost["milliseconds"] * 1000 for cost in curve), default=None)
+        entry = json.loads(connection.getresponse().read())
+        rates = [cost["rows"] / cost["milliseconds"] * 1000 for cost in entry.get("batch_curve", [])]
+        return max(rates, default=0.0) * (entry.get("instances") or 1) or None
     except (OSError, http.client.HTTPException, ValueError, AttributeError, KeyError, TypeError):
         return None  # not this project's server: the table does without
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,6 +87,31 @@ def create_engine(
     return builder(graph, row_shape, classes, precision_of_graph, options)
 
 
+def create_streams(
+    name: str,
+    graph: Path,
+    row_shape: tuple[int, ...],
+    classes: int,
+    precision_of_graph: str,
+    options: EngineOptions,
+    count: int,
+) -> list[Engine]:
+    """Load `graph` into `count` engines that run side by side and share the threads and the weights of one.
+
+    Under load they do more together than one engine on all cores: its threads wait for each other after every layer,
+    and a core that is taken away for a moment stops them all. Arguments and errors as in `create_engine`; raises
+    EngineUnavailable where the library cannot do this (`can_stream`).
+    """
+    if not can_stream(name):
+        raise EngineUnavailable(f"{name} has no engines that share a model")
+    return list(_openvino_streams(graph, row_shape, classes, options, count))
+
+
+def can_stream(name: str) -> bool:
+    """Whether `create_streams` knows the engine."""
+    return name == "openvino"
+
+
 def installed_version(name: str) -> str:
     """The version of an engine's library, "" where it has none: measurements are not valid for another version."""
     for distribution in _DISTRIBUTIONS.get(name, ()):
@@ -97,23 +122,31 @@ def installed_version(name: str) -> str:
     return ""
 
 
-def _threads(options: EngineOptions) -> int:
+def engine_threads(options: EngineOptions) -> int:
+    """CPU threads of one engine, or of all streams together."""
     return options.threads or available_cpus()
 
 
 def _openvino(
     graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
 ) -> Engine:
-    # Imported here: each engine's library takes a while to load and may not be installed.
-    from app.engines.openvino import OpenVinoEngine, cpu_precision
+    return _openvino_streams(graph, row_shape, classes, options, 1)[0]
 
-    return OpenVinoEngine(
+
+def _openvino_streams(
+    graph: Path, row_shape: tuple[int, ...], classes: int, options: EngineOptions, count: int
+) -> Sequence[Engine]:
+    # Imported here: each engine's library takes a while to load and may not be installed.
+    from app.engines.openvino import cpu_precision, open_engines
+
+    return open_engines(
         graph,
         row_shape=row_shape,
         classes=classes,
         precision=cpu_precision(options.precision),
-        threads=_threads(options),
+        threads=engine_threads(options),
         max_batch=options.max_batch,
+        count=count,
         cache_dir=options.cache_dir / "openvino" if options.cache_dir else None,
     )
 
@@ -133,7 +166,7 @@ def _onnxruntime(
         row_shape=row_shape,
         classes=classes,
         precision=precision_of_graph,
-        threads=_threads(options),
+        threads=engine_threads(options),
         max_batch=options.max_batch,
         device="cpu" if options.device == "auto" else options.device,
     )

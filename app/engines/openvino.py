@@ -31,56 +31,66 @@ def cpu_precision(wanted: str) -> str:
     return wanted
 
 
-class OpenVinoEngine:
-    """One compiled model and one inference request on the CPU.
+def open_engines(
+    graph: Path,
+    *,
+    row_shape: tuple[int, ...],
+    classes: int,
+    precision: str,
+    threads: int,
+    max_batch: int,
+    count: int = 1,
+    cache_dir: Path | None = None,
+) -> list[OpenVinoEngine]:
+    """Engines on the CPU that run side by side over one compiled model.
 
     Args:
         graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
         precision: "fp32", "bf16" or "fp16", as `cpu_precision` gives it.
-        threads: cores to compute on.
+        threads: cores to compute on, shared out among the engines.
+        count: of engines. OpenVINO calls them streams.
         cache_dir: keeps the compiled model, which makes the next start several times quicker; None keeps nothing.
 
     Raises:
         PackageError: the graph cannot be compiled, or is not what a package holds.
     """
+    core = ov.Core()
+    if cache_dir is not None:
+        core.set_property({"CACHE_DIR": str(cache_dir)})
+    try:
+        model = core.read_model(graph)
+        # Only what is asked for is computed.
+        model = ov.Model([model.output("probabilities")], model.get_parameters())
+        compiled = core.compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY" if count == 1 else "THROUGHPUT",
+                "NUM_STREAMS": str(count),
+                "INFERENCE_NUM_THREADS": str(threads),
+                "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+                # Pinned threads would fight the media workers for their cores and not move away.
+                "ENABLE_CPU_PINNING": "NO",
+            },
+        )
+    except RuntimeError as error:
+        raise PackageError(f"{graph}: OpenVINO cannot compile it ({error})") from error
+    _check_graph(graph, compiled, row_shape)
+    each = max(1, threads // count)
+    detail = f"OpenVINO {ov.__version__}, {each} thread{'s' if each > 1 else ''}, {platform.machine()}"
+    info = EngineInfo("openvino", precision, "cpu", detail)
+    return [OpenVinoEngine(compiled, info, row_shape, classes, max_batch) for _ in range(count)]
+
+
+class OpenVinoEngine:
+    """One inference request of a compiled model. `open_engines` makes it."""
 
     def __init__(
-        self,
-        graph: Path,
-        *,
-        row_shape: tuple[int, ...],
-        classes: int,
-        precision: str,
-        threads: int,
-        max_batch: int,
-        cache_dir: Path | None = None,
+        self, compiled: ov.CompiledModel, info: EngineInfo, row_shape: tuple[int, ...], classes: int, max_batch: int
     ) -> None:
-        core = ov.Core()
-        if cache_dir is not None:
-            core.set_property({"CACHE_DIR": str(cache_dir)})
-        try:
-            model = core.read_model(graph)
-            # Only what is asked for is computed.
-            model = ov.Model([model.output("probabilities")], model.get_parameters())
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "NUM_STREAMS": "1",
-                    "INFERENCE_NUM_THREADS": str(threads),
-                    "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-                    # Pinned threads would fight the media workers for their cores and not move away.
-                    "ENABLE_CPU_PINNING": "NO",
-                },
-            )
-        except RuntimeError as error:
-            raise PackageError(f"{graph}: OpenVINO cannot compile it ({error})") from error
-        _check_graph(graph, self._compiled, row_shape)
-        self._request = self._compiled.create_infer_request()
-        self.info = EngineInfo(
-            "openvino", precision, "cpu", f"OpenVINO {ov.__version__}, {threads} threads, {platform.machine()}"
-        )
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self.info = info
         self.row_shape = row_shape
         self.classes = classes
         self.max_batch = max_batch

@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Rows
 from app.errors import EngineOutOfMemory
 
 # A larger batch must raise the throughput by this much to be worth its latency.
 WORTHWHILE_GAIN = 0.05
+# What a batch may take that is larger than it need be: a row that is more urgent has to wait for it.
+_MOMENT_S = 0.15
 # Sizes in a row that gain nothing before the climb ends: one may be a slow shape or a disturbed measurement.
 _PATIENCE = 2
 _MIN_RUNS = 3
@@ -38,12 +42,28 @@ class BatchCurve:
         if any(not 0 < seconds < float("inf") for seconds in self.seconds):
             raise ValueError("a batch costs a positive number of seconds")
 
-    @property
+    @cached_property
     def useful_rows(self) -> int:
         """The smallest size whose throughput is within 5% of the best: 1 where batching gains nothing."""
-        throughput = [rows / seconds for rows, seconds in zip(self.rows, self.seconds, strict=True)]
-        enough = max(throughput) * (1 - WORTHWHILE_GAIN)
-        return next(rows for rows, rate in zip(self.rows, throughput, strict=True) if rate >= enough)
+        return self._good_sizes()[0]
+
+    @cached_property
+    def deep_rows(self) -> int:
+        """The largest size within 5% of the best whose batch takes a moment at most; the useful one where that is more.
+
+        The engine gains nothing by it, but the server does where many rows wait: fewer batches are fewer hand-overs.
+        """
+        quick = [rows for rows in self._good_sizes() if self.batch_s(rows) <= _MOMENT_S]
+        return max([self.useful_rows, *quick])
+
+    def _good_sizes(self) -> list[int]:
+        enough = self.rows_per_s * (1 - WORTHWHILE_GAIN)
+        return [rows for rows, seconds in zip(self.rows, self.seconds, strict=True) if rows / seconds >= enough]
+
+    @cached_property
+    def rows_per_s(self) -> float:
+        """The best throughput of any measured size."""
+        return max(rows / seconds for rows, seconds in zip(self.rows, self.seconds, strict=True))
 
     def batch_s(self, rows: int) -> float:
         """Cost of one batch in seconds, linear between the measured sizes and proportional beyond the last."""
@@ -107,11 +127,17 @@ def ladder(max_rows: int) -> list[int]:
     return sizes if max_rows == 1 else [*sizes, max_rows]
 
 
-def measure_curve(engine: Engine, *, budget_s: float, clock: Callable[[], float] = time.perf_counter) -> BatchCurve:
-    """Run and time the ladder up to the engine's `max_batch`, smallest first.
+def measure_curve(
+    engines: Sequence[Engine], *, budget_s: float, clock: Callable[[], float] = time.perf_counter
+) -> BatchCurve:
+    """Run and time the ladder up to the engines' `max_batch`, smallest first.
 
     The climb stops early when two sizes in a row gain nothing, when the next size is predicted not to fit in what is
     left of `budget_s`, or when the device has no room. Of several runs the fastest counts: others only disturb.
+
+    Args:
+        engines: one, or several of a kind that serve side by side: the cost is what a batch takes on one of them while
+            all run.
 
     Raises:
         EngineError: a batch failed.
@@ -120,7 +146,7 @@ def measure_curve(engine: Engine, *, budget_s: float, clock: Callable[[], float]
     rows: list[int] = []
     costs: list[float] = []
     stale = 0
-    for size in ladder(engine.max_batch):
+    for size in ladder(engines[0].max_batch):
         if rows:
             # One warming run and two timed ones at least, at the cost per row known so far.
             expected_s = 3 * costs[-1] * size / rows[-1]
@@ -128,7 +154,7 @@ def measure_curve(engine: Engine, *, budget_s: float, clock: Callable[[], float]
                 break
         best_rate = max((n / cost for n, cost in zip(rows, costs, strict=True)), default=0.0)
         try:
-            cost = _time_batch(engine, size, end, clock)
+            cost = _time_batch(engines, size, end, clock)
         except EngineOutOfMemory:
             if not rows:
                 raise
@@ -146,37 +172,61 @@ def warm_up(engine: Engine, curve: BatchCurve) -> None:
         EngineError: a batch failed.
     """
     for size in curve.rows:
-        if size <= min(curve.useful_rows, engine.max_batch):
-            batch = engine.empty_rows(size)
-            batch[...] = 127
-            engine.run(batch)
+        if size <= min(curve.deep_rows, engine.max_batch):
+            engine.run(_grey_rows(engine, size))
 
 
-def time_one_row(engine: Engine, *, runs: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a batch of one row, the fastest of `runs`. The engine has been warmed up before."""
-    batch = engine.empty_rows(1)
-    batch[...] = 127
-    fastest = float("inf")
-    for _ in range(runs):
-        begin = clock()
-        engine.run(batch)
-        fastest = min(fastest, clock() - begin)
-    return fastest
+def time_one_row(engines: Sequence[Engine], *, runs: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a batch of one row on each of `engines` at once, the fastest of `runs`; all are warm."""
+    with _Rounds(engines, 1) as run:
+        return min(_timed(run, clock) for _ in range(runs))
 
 
-def _time_batch(engine: Engine, size: int, end: float, clock: Callable[[], float]) -> float:
-    batch = engine.empty_rows(size)
-    batch[...] = 127
-    engine.run(batch)  # the first run of a shape allocates and selects kernels
-    fastest = float("inf")
-    spent = 0.0
-    for run in range(_MAX_RUNS):
-        begin = clock()
-        engine.run(batch)
-        seconds = clock() - begin
-        fastest = min(fastest, seconds)
-        spent += seconds
-        if run + 1 >= _MIN_RUNS and (spent >= _SECONDS_PER_SIZE or begin + seconds > end):
-            break
+def _time_batch(engines: Sequence[Engine], size: int, end: float, clock: Callable[[], float]) -> float:
+    with _Rounds(engines, size) as run:
+        run()  # the first run of a shape allocates and selects kernels
+        fastest = float("inf")
+        spent = 0.0
+        for count in range(1, _MAX_RUNS + 1):
+            seconds = _timed(run, clock)
+            fastest = min(fastest, seconds)
+            spent += seconds
+            if count >= _MIN_RUNS and (spent >= _SECONDS_PER_SIZE or clock() > end):
+                break
     # A no-op engine may be quicker than the clock's tick; a cost of zero would predict infinite throughput.
     return max(fastest, 1e-7)
+
+
+def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    begin = clock()
+    run()
+    return clock() - begin
+
+
+def _grey_rows(engine: Engine, size: int) -> Rows:
+    batch = engine.empty_rows(size)
+    batch[...] = 127
+    return batch
+
+
+class _Rounds:
+    """Runs a batch of `size` rows on every engine at once, as often as it is called."""
+
+    def __init__(self, engines: Sequence[Engine], size: int) -> None:
+        self._batches = [(engine, _grey_rows(engine, size)) for engine in engines]
+        self._pool = ThreadPoolExecutor(len(engines)) if len(engines) > 1 else None
+
+    def __enter__(self) -> Callable[[], None]:
+        return self._run
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _run(self) -> None:
+        if self._pool is None:
+            ((engine, batch),) = self._batches
+            engine.run(batch)
+            return
+        for done in [self._pool.submit(engine.run, batch) for engine, batch in self._batches]:
+            done.result()

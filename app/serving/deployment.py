@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from app.engines.base import Engine
-from app.engines.factory import EngineOptions
+from app.engines.factory import EngineOptions, placements
 from app.repository.store import Package
 from app.serving.batcher import Batcher
+from app.serving.company import Company
 from app.serving.curve import CostModel, warm_up
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.instance import Instance
 from app.serving.measured import MeasuredStore
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver
-from app.serving.selection import Selected, build_engine, prove, select_engine
+from app.serving.selection import Selected, build_engine, build_streams, prove, select_engine
 from app.serving.supervisor import InstanceKeeper, SupervisionOptions
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ class ServingOptions:
     """What settings say about serving a model.
 
     Attributes:
-        instances: engines per model, each with a thread; more than one pays where there are several devices.
+        instances: engines per model and device, each with a thread; 0 is what does most, as measured.
         max_queue_rows: rows that may wait for one model's engines.
         max_queue_delay_s: how long an idle engine may wait for a fuller batch; 0 is nearly always best.
         warmup_budget_s: for timing the ladder of batch sizes at the first start on a machine.
@@ -37,7 +39,7 @@ class ServingOptions:
         supervision: when an engine counts as stuck.
     """
 
-    instances: int = 1
+    instances: int = 0
     max_queue_rows: int = 1024
     max_queue_delay_s: float = 0.0
     warmup_budget_s: float = 10.0
@@ -67,10 +69,12 @@ class Deployment:
         observer: ServingObserver,
     ) -> None:
         self.package = package
-        self._engine_options = engine_options
         self._observer = observer
         manifest = package.manifest
-        selected = select_engine(package, engine_options, store, budget_s=options.warmup_budget_s)
+        devices = placements(engine_options)
+        selected = select_engine(
+            package, devices[0], store, budget_s=options.warmup_budget_s, streams=options.instances
+        )
         self.golden = selected.golden
         self._withdrawn = withdrawn = threading.Event()
         self._cost = CostModel(selected.curve)
@@ -81,34 +85,31 @@ class Deployment:
             max_delay_s=options.max_queue_delay_s,
             on_depth=lambda rows: None if withdrawn.is_set() else observer.queue_rows(manifest.name, rows),
         )
+        engines, self._company = selected.streams, Company(selected.engine) if selected.streams else None
+        places = devices[:1] * len(engines)
+        if not engines:
+            places = [device for device in devices for _ in range(max(1, options.instances))]
+            engines = [selected.engine, *self._further(places[1:], selected)]
         self.model = LoadedModel(
             manifest,
             package.labels,
-            engine=selected.engine.info,
+            engine=replace(selected.engine.info, device=_together(engines)),
             choice=selected.choice,
             cost=self._cost,
             dispatcher=LocalDispatcher(self._batcher, observer.origin),
-            instances=options.instances,
+            instances=len(engines),
             exact_images=options.exact_images,
         )
-        engines = [selected.engine]
-        try:
-            for _ in range(options.instances - 1):
-                engines.append(build_engine(package, selected.choice.engine, engine_options))
-        except BaseException:
-            for engine in engines:
-                engine.close()
-            raise
         self._keepers = [
             InstanceKeeper(
                 manifest.name,
-                lambda: self._build(selected.choice.engine),
+                partial(self._build, selected.choice.engine, len(selected.streams), place),
                 self._instance(engine),
                 self._cost,
                 options.supervision,
                 on_change=self._announce,
             )
-            for engine in engines
+            for engine, place in zip(engines, places, strict=True)
         ]
         self._say_what_serves(selected)
 
@@ -165,14 +166,36 @@ class Deployment:
         # They refer to this object: left together, the two would wait for the garbage collector, which never looks at
         # what was frozen after the start.
         self._keepers = []
+        if self._company is not None:
+            self._company.close()
         return idle and all(ended)
 
     def _announce(self) -> None:
         if not self._withdrawn.is_set():
             self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
 
-    def _build(self, engine_name: str) -> Instance:
-        engine = build_engine(self.package, engine_name, self._engine_options)
+    def _further(self, places: list[EngineOptions], selected: Selected) -> list[Engine]:
+        """An engine like the selected one, which shares nothing with it, for each place."""
+        engines: list[Engine] = []
+        try:
+            for place in places:
+                engines.append(build_engine(self.package, selected.choice.engine, place))
+        except BaseException:
+            for engine in (selected.engine, *engines):
+                engine.close()
+            raise
+        return engines
+
+    def _build(self, engine_name: str, streams: int, place: EngineOptions) -> Instance:
+        """A successor of a lost instance. One of streams gets a compiled model of its own: the lost one may still hang
+        in that of the others.
+        """
+        if streams:
+            engine, *spare = build_streams(self.package, engine_name, place, streams)
+            for each in spare:
+                each.close()
+        else:
+            engine = build_engine(self.package, engine_name, place)
         warm_up(engine, self._cost.curve)
         return self._instance(engine)
 
@@ -184,6 +207,7 @@ class Deployment:
             self._cost,
             self._observer,
             prove=lambda suspect: prove(suspect, self.package),
+            company=self._company,
         )
 
     def _say_what_serves(self, selected: Selected) -> None:
@@ -192,7 +216,7 @@ class Deployment:
         if info.name == "noop":
             log = logger.warning
         log(
-            "%s version %d: %s %s on %s, %s; batches of %d, %.3g ms each%s%s",
+            "%s version %d: %s %s on %s, %s; batches of %d, %.3g ms each%s%s%s",
             manifest.name,
             manifest.version,
             info.name,
@@ -201,6 +225,12 @@ class Deployment:
             selected.choice.reason,
             selected.curve.useful_rows,
             selected.curve.batch_s(selected.curve.useful_rows) * 1e3,
+            f", {self.model.instances} side by side" if self.model.instances > 1 else "",
             "; THE WEIGHTS ARE RANDOM, the answers mean nothing" if manifest.random_weights else "",
             f"; {info.detail}",
         )
+
+
+def _together(engines: list[Engine]) -> str:
+    """Where engines run: each device once, as settings name them."""
+    return ",".join(dict.fromkeys(engine.info.device for engine in engines))

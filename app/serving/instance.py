@@ -10,11 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from app.engines.base import Engine
 from app.errors import EngineError, EngineOutOfMemory, HieraError
 from app.serving.batcher import Batcher
+from app.serving.company import Company
 from app.serving.curve import CostModel
 from app.serving.gather import BatchSource, GatheredBatch
 from app.serving.golden import run_checked
@@ -44,6 +46,7 @@ class Instance:
         batcher: where the rows come from.
         cost: told of every run; its curve gives the batch size that is worth having.
         prove: raises when the engine no longer answers rightly; called after several batches failed as a whole.
+        company: the other engines of the model on the same cores, and the one that has them all; None without such.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Instance:
         observer: ServingObserver,
         *,
         prove: Callable[[Engine], object],
+        company: Company | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
@@ -63,6 +67,7 @@ class Instance:
         self._cost = cost
         self._observer = observer
         self._prove = prove
+        self._company = company
         self._clock = clock
         self._ceiling = engine.max_batch
         self._stopping = False
@@ -103,7 +108,10 @@ class Instance:
         self._batcher.fail(list(self._held), error)
 
     def _limit(self) -> int:
-        return max(1, min(self._cost.curve.useful_rows, self._ceiling))
+        curve = self._cost.curve
+        # Of a deep queue half at a time: the rest is for who comes next, and for the other instances.
+        rows = max(curve.useful_rows, min(curve.deep_rows, self._batcher.pending_rows // 2))
+        return max(1, min(rows, self._ceiling))
 
     def _serve(self) -> None:
         try:
@@ -137,10 +145,14 @@ class Instance:
         rows = len(batch.rows)
         began = self._clock()
         self.busy = Busy(began, rows)
+        engine = self._engine
         try:
-            probabilities = run_checked(self._engine, batch.rows)
+            with self._lent() as engine:
+                probabilities = run_checked(engine, batch.rows)
         except EngineOutOfMemory as error:
             self.busy = None
+            if engine is not self._engine:
+                return self._run(batch)  # the engine of all cores failed, and is not lent again
             self._ceiling = max(1, min(self._ceiling, rows // 2))
             logger.warning(
                 "%s: no memory for %d rows, at most %d from now on (%s)", self._model, rows, self._ceiling, error
@@ -148,16 +160,25 @@ class Instance:
             return self._retry(batch, error, began)
         except Exception as error:
             self.busy = None
+            if engine is not self._engine:
+                return self._run(batch)
             logger.warning("%s: a batch of %d rows failed", self._model, rows, exc_info=True)
             return self._retry(batch, error, began)
         ended = self._clock()
         self.busy = None
         self._batcher.finish(batch.slices, probabilities, began=began, batch_rows=rows)
-        self._cost.observe(rows, ended - began)
+        if engine is self._engine:  # the curve is that of its kind
+            self._cost.observe(rows, ended - began)
         self._observer.batch_rows(self._model, rows)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
         self._observer.rows_total(self._model, rows)
         return rows
+
+    def _lent(self) -> AbstractContextManager[Engine]:
+        """The engine for one batch."""
+        if self._company is None:
+            return nullcontext(self._engine)
+        return self._company.engine_for(self._engine, waiting=self._batcher.pending_rows)
 
     def _retry(self, batch: GatheredBatch, error: Exception, began: float) -> int:
         if len(batch.rows) == 1:

@@ -17,10 +17,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """Which engine was fastest for a package, what the others did, and the winner's batch curve."""
+    """Which engine was fastest for a package, and what the others did.
+
+    Attributes:
+        streams: how many of its kind work side by side; 0 if it works alone.
+        curve: the batch costs of one.
+    """
 
     engine: str
     trials: tuple[EngineTrial, ...]
+    streams: int
     curve: BatchCurve
 
 
@@ -43,7 +49,8 @@ class MeasuredStore:
             if record["key"] != list(key):
                 return None
             curve = BatchCurve(tuple(record["curve"]["rows"]), tuple(record["curve"]["seconds"]))
-            return Measured(record["engine"], tuple(EngineTrial(**trial) for trial in record["trials"]), curve)
+            trials = tuple(EngineTrial(**trial) for trial in record["trials"])
+            return Measured(record["engine"], trials, int(record["streams"]), curve)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -44,6 +44,7 @@ class LoadedModel:
         engine: what computes; `choice` says why it does.
         cost: seconds by batch size, followed while serving.
         dispatcher: where decoded rows go.
+        instances: engines that take batches side by side.
         predict_s: seconds until so many rows are done by all engine instances together.
         lane: what admission counts its work under.
     """
@@ -66,6 +67,7 @@ class LoadedModel:
         self.choice = choice
         self.cost = cost
         self.dispatcher = dispatcher
+        self.instances = instances
         self.identity = ModelIdentity(
             name=manifest.name,
             version=manifest.version,

@@ -160,15 +160,13 @@ class HostLink:
     """The worker's end of the channel to the engine host.
 
     Args:
-        instances: engines per model at the host, for predictions.
         exact_images: what the models' specs ask of the media workers.
 
     Attributes:
         models: the host's.
     """
 
-    def __init__(self, *, instances: int, exact_images: bool) -> None:
-        self._instances = instances
+    def __init__(self, *, exact_images: bool) -> None:
         self._exact_images = exact_images
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Inference]] = {}  # as long as somebody waits
@@ -271,7 +269,7 @@ class HostLink:
             choice=loaded.choice,
             cost=CostModel(loaded.curve),
             dispatcher=_RemoteDispatcher(self, loaded.key),
-            instances=self._instances,
+            instances=loaded.instances,
             exact_images=self._exact_images,
         )
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.engines.base import Engine
 from app.engines.cpus import machine_id
-from app.engines.factory import EngineOptions, candidates, create_engine, installed_version
+from app.engines.factory import (
+    EngineOptions,
+    can_stream,
+    candidates,
+    create_engine,
+    create_streams,
+    engine_identity,
+    engine_threads,
+)
 from app.errors import EngineError, EngineUnavailable, HieraError, PackageError
 from app.repository.store import GRAPH, Package
-from app.serving.curve import BatchCurve, measure_curve, time_one_row, warm_up
+from app.serving.curve import WORTHWHILE_GAIN, BatchCurve, measure_curve, time_one_row, warm_up
 from app.serving.golden import check_golden
 from app.serving.measured import Measured, MeasuredStore
 from app.serving.model import EngineChoice, EngineTrial
@@ -30,9 +39,15 @@ _quiet = Quiet()
 
 @dataclass(frozen=True)
 class Selected:
-    """An engine that passed the golden check, what that said in words, its batch curve, and why it was chosen."""
+    """An engine that passed the golden check, what that said in words, and why it was chosen.
+
+    Attributes:
+        streams: engines of its kind that share its cores under load, proven too; empty where it works alone.
+        curve: the cost of a batch on one of the streams while all run, or else on the engine.
+    """
 
     engine: Engine
+    streams: list[Engine]
     golden: str
     curve: BatchCurve
     choice: EngineChoice
@@ -78,10 +93,32 @@ def prove(engine: Engine, package: Package) -> str:
     )
 
 
-def select_engine(package: Package, options: EngineOptions, store: MeasuredStore, *, budget_s: float) -> Selected:
+def build_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
+    """Load a package into engines that share a model and the cores (`create_streams`), each proven.
+
+    Raises:
+        EngineUnavailable, PackageError, EngineError: as `build_engine`.
+    """
+    manifest = package.manifest
+    streams = create_streams(
+        name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options, count
+    )
+    try:
+        for stream in streams:
+            prove(stream, package)
+    except BaseException:
+        _close(streams)
+        raise
+    return streams
+
+
+def select_engine(
+    package: Package, options: EngineOptions, store: MeasuredStore, *, budget_s: float, streams: int = 1
+) -> Selected:
     """Build, prove, time and choose.
 
     Args:
+        streams: engines that share the cores; 1 forbids it, 0 takes what does most. Only for engines that can.
         store: what was measured before; read first, and written after a new measurement.
         budget_s: seconds that the batch curve may take to measure.
 
@@ -90,7 +127,7 @@ def select_engine(package: Package, options: EngineOptions, store: MeasuredStore
         PackageError: no engine agrees with the golden sample; the message says what each did.
     """
     names = candidates(options)
-    key = _key(package, options, names)
+    key = _key(package, options, names, streams)
     kept = store.read(key)
     if kept is not None and kept.engine in names:
         selected = _as_before(package, kept, options)
@@ -102,38 +139,79 @@ def select_engine(package: Package, options: EngineOptions, store: MeasuredStore
         with _quiet.measuring():
             seconds = _race(passed, package) if len(passed) > 1 else {}
             best = min(passed, key=lambda name: seconds.get(name, 0.0))
-            curve = measure_curve(passed[best], budget_s=budget_s)
+            curve = measure_curve([passed[best]], budget_s=budget_s)
     except BaseException:
-        for engine in passed.values():
-            engine.close()
+        _close(passed.values())
         raise
-    for name, engine in passed.items():
-        if name != best:
-            engine.close()
+    engine = passed.pop(best)
+    _close(passed.values())
+    shared, curve = _find_streams(package, best, options, curve, streams, budget_s)
     trials = tuple(EngineTrial(name, seconds.get(name), details[name]) for name in names)
-    store.write(key, Measured(best, trials, curve))
-    return Selected(passed[best], details[best], curve, _choice(best, trials, options, before=False))
+    store.write(key, Measured(best, trials, len(shared), curve))
+    return Selected(engine, shared, details[best], curve, _choice(best, trials, options, before=False))
+
+
+def _find_streams(
+    package: Package, name: str, options: EngineOptions, whole: BatchCurve, wanted: int, budget_s: float
+) -> tuple[list[Engine], BatchCurve]:
+    """The streams that do most together, and the curve of one; none, and `whole`, where they do less than the whole.
+
+    Twice as many are tried as long as it gains something. At the first step any gain will do: under load the whole
+    loses more by waiting at its layers' ends than it does here.
+    """
+    best: list[Engine] = []
+    curve, rate = whole, whole.rows_per_s
+    for count in _stream_counts(name, options, wanted):
+        try:
+            with _quiet.busy():
+                streams = build_streams(package, name, options, count)
+            with _quiet.measuring():
+                measured = measure_curve(streams, budget_s=budget_s)
+        except HieraError as error:
+            logger.warning("%s: %d streams are not used: %s", package.manifest.name, count, error)
+            break
+        if not wanted and count * measured.rows_per_s < rate * (1 + WORTHWHILE_GAIN if best else 1):
+            _close(streams)
+            break
+        _close(best)
+        best, curve, rate = streams, measured, count * measured.rows_per_s
+    return best, curve
+
+
+def _stream_counts(name: str, options: EngineOptions, wanted: int) -> list[int]:
+    if wanted == 1 or not can_stream(name):
+        return []
+    return [wanted] if wanted else [2**power for power in range(1, engine_threads(options).bit_length())]
+
+
+def _close(engines: Iterable[Engine]) -> None:
+    for engine in engines:
+        engine.close()
 
 
 def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Selected | None:
     """The engine and the curve of an earlier start; None when either can no longer be trusted."""
     name = package.manifest.name
-    engine: Engine | None = None
+    engines: list[Engine] = []
     try:
         with _quiet.busy():
             engine, golden = _build_proven(package, kept.engine, options)
-            warm_up(engine, kept.curve)
-        disturbed = time_one_row(engine) < kept.curve.seconds[0] * _DISTURBED
+            engines.append(engine)
+            if kept.streams:
+                engines += build_streams(package, kept.engine, options, kept.streams)
+            for each in engines:
+                warm_up(each, kept.curve)
+        streams = engines[1:]
+        disturbed = time_one_row(streams or engines) < kept.curve.seconds[0] * _DISTURBED
     except HieraError as error:
         logger.warning("%s: %s no longer works, choosing again (%s)", name, kept.engine, error)
-        if engine is not None:
-            engine.close()
+        _close(engines)
         return None
     if disturbed:
         logger.info("%s: something disturbed the measurement of an earlier start, measuring again", name)
-        engine.close()
+        _close(engines)
         return None
-    return Selected(engine, golden, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
+    return Selected(engine, streams, golden, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
 
 
 def _build_all(package: Package, names: list[str], options: EngineOptions) -> tuple[dict[str, Engine], dict[str, str]]:
@@ -179,10 +257,11 @@ def _choice(name: str, trials: tuple[EngineTrial, ...], options: EngineOptions, 
     return EngineChoice(name, reason, trials)
 
 
-def _key(package: Package, options: EngineOptions, names: list[str]) -> tuple[str, ...]:
+def _key(package: Package, options: EngineOptions, names: list[str], streams: int) -> tuple[str, ...]:
     return (
         package.manifest.files[GRAPH],
         machine_id(),
-        *(f"{name} {installed_version(name)}" for name in names),
-        f"{options.name} {options.precision} {options.device} threads={options.threads} max_batch={options.max_batch}",
+        *(engine_identity(name, package.graph, options) for name in names),
+        f"{options.name} {options.precision} {options.device} threads={options.threads} max_batch={options.max_batch}"
+        f" streams={streams}",
     )

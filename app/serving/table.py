@@ -79,7 +79,7 @@ class ModelTable:
         loaded = None
         if model is not None and key is not None:
             models[key] = model
-            loaded = LoadedRecord(key, model.labels, model.engine, model.choice, model.curve)
+            loaded = LoadedRecord(key, model.labels, model.engine, model.choice, model.curve, model.instances)
         return ModelRecord(
             name=status.name,
             version=status.version,

@@ -100,6 +100,7 @@ class LoadedRecord:
     engine: EngineInfo
     choice: EngineChoice
     curve: BatchCurve
+    instances: int
 
 
 @dataclass(frozen=True)

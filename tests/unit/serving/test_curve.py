@@ -29,7 +29,7 @@ class TimedEngine(FakeEngine):
 
 def measure(cost: Callable[[int], float], max_batch: int = 64, budget_s: float = 1000.0) -> BatchCurve:
     clock = Clock()
-    return measure_curve(TimedEngine(clock, cost, max_batch), budget_s=budget_s, clock=clock)
+    return measure_curve([TimedEngine(clock, cost, max_batch)], budget_s=budget_s, clock=clock)
 
 
 def test_the_ladder_doubles_and_ends_at_the_largest_batch() -> None:
@@ -80,7 +80,7 @@ def test_the_fastest_of_several_runs_counts() -> None:
     clock = Clock()
     disturbed = iter([9.0, 0.5, 0.02, 0.4] + [0.3] * 100)
     engine = TimedEngine(clock, lambda rows: next(disturbed), max_batch=1)
-    assert measure_curve(engine, budget_s=100, clock=clock).seconds[0] == pytest.approx(0.02)
+    assert measure_curve([engine], budget_s=100, clock=clock).seconds[0] == pytest.approx(0.02)
 
 
 def test_warming_up_runs_the_sizes_that_will_be_used_and_no_others() -> None:
@@ -116,3 +116,19 @@ def test_what_is_observed_corrects_the_prediction_slowly_and_within_bounds() -> 
 def test_a_curve_that_makes_no_sense_is_refused(rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="batch"):
         BatchCurve(rows, seconds)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "useful", "deep"),
+    [
+        ((1, 2, 4), (0.03, 0.06, 0.121), 1, 4),  # nothing gained, nothing lost
+        ((1, 2, 4, 8), (0.03, 0.06, 0.12, 0.24), 1, 4),  # eight would keep an urgent row waiting
+        ((1, 2, 4), (0.03, 0.06, 0.2), 1, 2),  # four are slower each
+        ((1, 2), (2.0, 3.0), 2, 2),  # what is useful is taken however long it takes
+    ],
+)
+def test_a_deep_queue_is_taken_in_the_largest_batches_that_cost_nothing(
+    rows: tuple[int, ...], seconds: tuple[float, ...], useful: int, deep: int
+) -> None:
+    curve = BatchCurve(rows, seconds)
+    assert (curve.useful_rows, curve.deep_rows) == (useful, deep)

@@ -22,7 +22,7 @@ from serving_fakes import (
 from app.engines.base import Engine, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 from app.serving.batcher import Batcher
-from app.serving.curve import CostModel
+from app.serving.curve import BatchCurve, CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
 
@@ -340,3 +340,16 @@ def test_gathered_rows_are_a_copy_so_that_shared_memory_is_free_at_once(batcher:
     batcher.submit(rows, FAR, listener)
     listener.inference()
     assert not np.shares_memory(kept[0], rows)
+
+
+def test_half_of_a_deep_queue_is_taken_at_a_time(batcher: Batcher) -> None:
+    gate, engine = Gate(), FakeEngine()
+    engine.before_run = gate
+    cost = CostModel(BatchCurve((1, 2, 4, 8), (0.01, 0.02, 0.04, 0.08)))
+    instance = Instance("model", engine, batcher, cost, SilentObserver(), prove=lambda engine: None)
+    instance.start()
+    for listener in fill_behind_gate(batcher, gate, *range(12)):
+        listener.inference()
+    instance.stop()
+    assert instance.join(PATIENCE_S)
+    assert [len(batch) for batch in engine.batches] == [1, 6, 3, 1, 1, 1]

@@ -79,7 +79,7 @@ class House:
         self.orders: list[Order] = []
         self.outcome: Report | HieraError = Report()
         self.session = Session(self.host_end, self.table, self.scrape, self.administer, self.ended.set)
-        self.link = HostLink(instances=1, exact_images=False)
+        self.link = HostLink(exact_images=False)
 
     def model(self, version: int = 1) -> LoadedModel:
         return LoadedModel(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from serving_fakes import FakeEngine
 
 from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
@@ -196,3 +197,75 @@ def test_the_noop_engine_needs_no_golden_sample(make_package: MakePackage) -> No
     package = open_package(discover(make_package("colours", wrong_golden=True))[0])
     selected = choose(package, EngineOptions(name="noop"))
     assert selected.engine.info.name == "noop"
+
+
+class Steered(FakeEngine):
+    """An engine that takes so many seconds, alone or beside others."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(lambda marks: time.sleep(seconds), max_batch=1)
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[int]]:
+    """Makes the only engine one that can stream: seconds of a row by the number of streams, 1 is the engine itself."""
+
+    def steer(seconds: dict[int, float]) -> list[int]:
+        tried: list[int] = []
+
+        def create_many(*args: object) -> list[Engine]:
+            count = args[-1]
+            assert isinstance(count, int)
+            tried.append(count)
+            return [Steered(seconds[count]) for _ in range(count)]
+
+        monkeypatch.setattr(selection, "create_engine", lambda *args: Steered(seconds[1]))
+        monkeypatch.setattr(selection, "create_streams", create_many)
+        monkeypatch.setattr(selection, "prove", lambda engine, package: "passed")
+        return tried
+
+    return steer
+
+
+STREAMING = EngineOptions(name="openvino", precision="fp32", threads=8, max_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted", "tried", "taken"),
+    [
+        ({1: 0.02, 2: 0.05}, 0, [2], 0),  # they do less
+        ({1: 0.02, 2: 0.035, 4: 0.1}, 0, [2, 4], 2),  # two do more, four less
+        ({1: 0.02, 2: 0.03, 4: 0.04, 8: 0.06}, 0, [2, 4, 8], 8),
+        ({1: 0.02}, 1, [], 0),  # forbidden
+        ({1: 0.02, 3: 0.2}, 3, [3], 3),  # asked for
+    ],
+)
+def test_as_many_streams_are_taken_as_do_most(
+    package: Package,
+    streams: Callable[[dict[int, float]], list[int]],
+    tmp_path: Path,
+    seconds: dict[int, float],
+    wanted: int,
+    tried: list[int],
+    taken: int,
+) -> None:
+    attempts = streams(seconds)
+    for _ in range(2):  # measured, and as kept
+        selected = select_engine(package, STREAMING, MeasuredStore(tmp_path), budget_s=1, streams=wanted)
+        assert len(selected.streams) == taken
+        assert selected.curve.seconds[0] == pytest.approx(seconds[taken or 1], rel=0.5)
+        assert attempts == tried
+        tried = tried + [taken] * (taken > 0)
+
+
+def test_streams_that_cannot_be_built_leave_the_engine_alone(
+    package: Package, streams: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams({1: 0.01})
+
+    def fail(*args: object) -> list[Engine]:
+        raise PackageError("no memory")
+
+    monkeypatch.setattr(selection, "create_streams", fail)
+    selected = select_engine(package, STREAMING, MeasuredStore(None), budget_s=1, streams=0)
+    assert selected.streams == []

@@ -1,0 +1,124 @@
+"""Which engine a batch runs on when several share the cores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from serving_fakes import PATIENCE_S, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
+
+from app.errors import EngineError
+from app.serving.batcher import Batcher
+from app.serving.company import Company
+from app.serving.curve import CostModel
+from app.serving.instance import Instance
+from app.serving.observer import SilentObserver
+
+
+class Streams:
+    """Two instances, each with a stream of its own, and the engine that has all cores."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.whole, self.streams = FakeEngine(self.gate), [FakeEngine(self.gate), FakeEngine(self.gate)]
+        self.company = Company(self.whole)
+        self.batcher = Batcher(max_rows=100, deliver=deliver_here, predict_s=lambda rows: 0.0)
+        self.cost = CostModel(flat_curve(1))
+        self.instances = [
+            Instance(
+                "model",
+                stream,
+                self.batcher,
+                self.cost,
+                SilentObserver(),
+                prove=lambda engine: None,
+                company=self.company,
+            )
+            for stream in self.streams
+        ]
+        for instance in self.instances:
+            instance.start()
+
+    def submit(self, mark: int) -> Listener:
+        listener = Listener()
+        self.batcher.submit(rows_of(mark), math.inf, listener)
+        return listener
+
+    @property
+    def streamed(self) -> list[list[int]]:
+        return sorted(batch for stream in self.streams for batch in stream.batches)
+
+    def close(self) -> None:
+        self.gate.open()
+        for instance in self.instances:
+            instance.stop()
+        assert all(instance.join(PATIENCE_S) for instance in self.instances)
+        self.company.close()
+
+
+@pytest.fixture
+def streams() -> Iterator[Streams]:
+    streams = Streams()
+    yield streams
+    streams.close()
+
+
+def test_a_row_that_comes_alone_has_all_cores(streams: Streams) -> None:
+    streams.gate.open()
+    assert [classes_of(streams.submit(mark).inference()) for mark in (1, 2, 3)] == [[1], [2], [3]]
+    assert streams.whole.batches == [[1], [2], [3]]
+    assert streams.streamed == []
+
+
+def test_a_row_that_comes_beside_another_has_a_stream(streams: Streams) -> None:
+    first = streams.submit(1)
+    streams.gate.wait_entered()
+    second = streams.submit(2)
+    streams.gate.wait_entered()
+    streams.gate.open()
+    assert [classes_of(each.inference()) for each in (first, second)] == [[1], [2]]
+    assert (streams.whole.batches, streams.streamed) == ([[1]], [[2]])
+
+
+def test_under_load_only_streams_work(streams: Streams) -> None:
+    listeners = [streams.submit(1)]
+    streams.gate.wait_entered()  # on the whole
+    listeners += [streams.submit(mark) for mark in (2, 3, 4, 5)]
+    streams.gate.wait_entered()  # on a stream; three more wait
+    streams.gate.open()
+    for listener in listeners:
+        listener.inference()
+    # The last of them may come alone again.
+    assert streams.whole.batches in ([[1]], [[1], [5]])
+    assert streams.streamed[:3] == [[2], [3], [4]]
+
+
+def test_only_what_streams_do_corrects_their_curve(streams: Streams) -> None:
+    streams.gate.open()
+    streams.submit(1).inference()
+    assert streams.cost.correction == 1.0
+
+
+def test_a_whole_that_fails_is_not_used_again_and_its_rows_are_answered() -> None:
+    streams = Streams()
+    streams.gate.open()
+
+    def fail(marks: list[int]) -> None:
+        raise EngineError("broken")
+
+    streams.whole.before_run = fail
+    assert [classes_of(streams.submit(mark).inference()) for mark in (1, 2)] == [[1], [2]]
+    assert (streams.whole.batches, streams.streamed) == ([[1]], [[1], [2]])
+    assert streams.whole.closed.is_set()
+    streams.close()
+
+
+def test_a_whole_that_hangs_is_left_alone() -> None:
+    streams = Streams()
+    stuck = streams.submit(1)
+    streams.gate.wait_entered()
+    streams.company.close()
+    assert not streams.whole.closed.is_set()
+    streams.close()
+    assert classes_of(stuck.inference()) == [1]

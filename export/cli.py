@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.errors import HieraError
-from export.commands import run_build, run_inspect, run_list, run_verify
+from export.commands import run_build, run_inspect, run_list, run_tensorrt, run_verify
 from export.errors import ExportError
 
 _BUILD_NOTES = """\
@@ -76,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.set_defaults(run=run_verify)
 
+    _add_tensorrt(
+        commands.add_parser(
+            "tensorrt",
+            help="build a TensorRT plan for the GPU of this machine, beside the package's graph",
+            description="Build a TensorRT plan and check it against the golden sample.",
+        )
+    )
+
     inspect = commands.add_parser("inspect", help="check a package's files and show what its manifest says")
     inspect.add_argument("package", type=Path, help="<repository>/<name>, or one version of it")
     inspect.add_argument("--json", action="store_true", help="print the manifest itself")
@@ -116,6 +124,29 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--licence", metavar="NAME", help="of your weights, for the manifest")
     build.add_argument("--commercial-use", action="store_true", help="that licence allows commercial use")
+
+
+def _add_tensorrt(tensorrt: argparse.ArgumentParser) -> None:
+    tensorrt.set_defaults(run=run_tensorrt)
+    tensorrt.add_argument("package", type=Path, help="<repository>/<name>, or one version of it")
+    tensorrt.add_argument("--device", type=int, default=0, metavar="N", help="the GPU to build on and for (default: 0)")
+    tensorrt.add_argument(
+        "--target", metavar="sm_NN", help="build for a GPU that is not here, unchecked; tensorrt_rtx only"
+    )
+    tensorrt.add_argument(
+        "--flavour", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT (default: the first that is installed)"
+    )
+    tensorrt.add_argument("--max-batch", type=_positive, metavar="ROWS", help="largest batch (64 images, 8 clips)")
+    tensorrt.add_argument(
+        "--optimal-batch", type=_positive, metavar="ROWS", help="the batch to be fastest at (default: the largest)"
+    )
+    tensorrt.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="what earlier builds timed (default: in the user's cache)"
+    )
+    tensorrt.add_argument(
+        "--unfused-attention", action="store_true", help="in fp16 and bf16 too, take apart what has no fused kernel"
+    )
+    tensorrt.add_argument("--replace", action="store_true", help="overwrite a plan that is there")
 
 
 def _positive(text: str) -> int:

@@ -95,6 +95,27 @@ def run_verify(options: Namespace) -> int:
     return 0
 
 
+def run_tensorrt(options: Namespace) -> int:
+    package = open_package(_package_path(options.package))
+    from export.tensorrt_plan import PlanRequest, build_plan
+
+    request = PlanRequest(
+        device=f"cuda:{options.device}",
+        target=options.target,
+        flavour=options.flavour,
+        max_batch=options.max_batch,
+        optimal_batch=options.optimal_batch,
+        timing_cache=options.timing_cache,
+        unfused_attention=options.unfused_attention,
+        replace=options.replace,
+    )
+    started = time.monotonic()
+    plan = build_plan(package, request, _say)
+    _say(f"done in {time.monotonic() - started:.0f} s: {plan.stat().st_size / 1e6:.1f} MB")
+    print(plan)
+    return 0
+
+
 def run_inspect(options: Namespace) -> int:
     package = open_package(_package_path(options.package))
     manifest = package.manifest

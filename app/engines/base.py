@@ -7,7 +7,7 @@ calls it from one thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,4 +66,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back. No `run` follows."""
+        ...
+
+
+@runtime_checkable
+class StagingEngine(Engine, Protocol):
+    """An engine that copies the next batch to its device while it runs another."""
+
+    def stage(self, rows: Rows) -> None:
+        """Begin to copy what a later `run` will be given, from another thread than that of `run`.
+
+        The rows must stay as they are until that `run` is done. It is a hint: `run` copies what was not staged, and
+        says what went wrong with what was.
+        """
         ...

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from app.engines import gpu
 from app.engines.base import Engine
 from app.engines.cpus import available_cpus
 from app.engines.noop import NoopEngine
@@ -26,7 +26,8 @@ class EngineOptions:
         name: an engine, or "auto" for the fastest that passes the golden check.
         precision: what to compute in; "auto" is the fastest that the device is made for.
         threads: CPU threads of one engine; 0 means the cores that are really available, control group quotas included.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda", "cuda:N", or several GPUs as "cuda:0,cuda:1", of which `placements` makes one
+            each; "auto" is the first GPU for the engines that can use it.
         cache_dir: where compiled models and measured costs are kept; None keeps nothing.
         max_batch: the most rows in one batch.
     """
@@ -39,29 +40,36 @@ class EngineOptions:
     max_batch: int = 32
 
 
+def placements(options: EngineOptions) -> list[EngineOptions]:
+    """The same options for each device alone, as the other functions here want them."""
+    return [replace(options, device=device) for device in options.device.split(",")]
+
+
 def candidates(options: EngineOptions) -> list[str]:
     """Names of the engines to try, the one expected to be fastest first.
 
     Raises:
-        EngineUnavailable: the engine that was asked for is not installed, or "auto" finds none.
+        EngineUnavailable: the engine that was asked for cannot be had, or "auto" finds none; the message says what is
+            missing and how to come by it.
     """
     if options.name == "noop":
         return ["noop"]
-    wanted = list(_BUILDERS) if options.name == "auto" else [options.name]
     on_gpu = options.device.startswith("cuda")
-    found = [
-        name
-        for name in wanted
-        if name in _BUILDERS
-        and importlib.util.find_spec(_MODULES[name]) is not None
-        and not (on_gpu and name == "openvino")
-    ]
+    wanted = [name for name in _BUILDERS if not (on_gpu and name == "openvino")]
+    if options.name != "auto":
+        wanted = [options.name]
+    if wanted[0] not in _BUILDERS:
+        raise EngineUnavailable(f"this release has no engine named {options.name}")
+    found: list[str] = []
+    faults: list[str] = []
+    for name in wanted:
+        missing = gpu.missing(name, options.device)
+        faults += [fault for fault in missing if fault not in faults]
+        if not missing:
+            found.append(name)
     if not found:
-        raise EngineUnavailable(
-            f"no engine {options.name} for the device {options.device}: install one of {', '.join(_MODULES.values())}"
-            if options.name == "auto" or options.name in _BUILDERS
-            else f"this release has no engine named {options.name}"
-        )
+        what = f"HIERA_ENGINE={options.name}, HIERA_ENGINE_DEVICE={options.device}"
+        raise EngineUnavailable(f"{what}: {'; '.join(faults)}")
     return found
 
 
@@ -112,6 +120,11 @@ def can_stream(name: str) -> bool:
     return name == "openvino"
 
 
+def engine_identity(name: str, graph: Path, options: EngineOptions) -> str:
+    """What a measurement of an engine is valid for beside this CPU: its library, and on a GPU that and its plans."""
+    return f"{name} {installed_version(name)} {gpu.gpu_identity(name, graph, options.device)}".rstrip()
+
+
 def installed_version(name: str) -> str:
     """The version of an engine's library, "" where it has none: measurements are not valid for another version."""
     for distribution in _DISTRIBUTIONS.get(name, ()):
@@ -154,13 +167,13 @@ def _openvino_streams(
 def _onnxruntime(
     graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
 ) -> Engine:
+    _refuse_other_precision("ONNX Runtime", precision_of_graph, options)
+    if gpu.runs_on_gpu("onnxruntime", options.device):
+        return gpu.build_onnxruntime(
+            graph, row_shape, classes, precision_of_graph, max_batch=options.max_batch, device=options.device
+        )
     from app.engines.onnxruntime import OnnxRuntimeEngine
 
-    if options.precision not in ("auto", precision_of_graph):
-        raise EngineUnavailable(
-            f"ONNX Runtime computes in the graph's own {precision_of_graph}; for {options.precision}, build the "
-            f"package with hiera-export build --precision {options.precision}"
-        )
     return OnnxRuntimeEngine(
         graph,
         row_shape=row_shape,
@@ -168,12 +181,29 @@ def _onnxruntime(
         precision=precision_of_graph,
         threads=engine_threads(options),
         max_batch=options.max_batch,
-        device="cpu" if options.device == "auto" else options.device,
     )
 
 
+def _tensorrt(
+    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
+) -> Engine:
+    _refuse_other_precision("TensorRT", precision_of_graph, options)
+    return gpu.build_tensorrt(graph, row_shape, classes, max_batch=options.max_batch, device=options.device)
+
+
+def _refuse_other_precision(engine: str, precision_of_graph: str, options: EngineOptions) -> None:
+    if options.precision not in ("auto", precision_of_graph):
+        raise EngineUnavailable(
+            f"{engine} computes in the graph's own {precision_of_graph}; for {options.precision}, build the "
+            f"package with hiera-export build --precision {options.precision}"
+        )
+
+
 _Builder = Callable[[Path, tuple[int, ...], int, str, EngineOptions], Engine]
-# Fastest expected first; "auto" tries them in this order.
-_BUILDERS: dict[str, _Builder] = {"openvino": _openvino, "onnxruntime": _onnxruntime}
-_MODULES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
-_DISTRIBUTIONS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+# Fastest expected first; "auto" tries those that can be had in this order.
+_BUILDERS: dict[str, _Builder] = {"tensorrt": _tensorrt, "openvino": _openvino, "onnxruntime": _onnxruntime}
+_DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+}

@@ -1,7 +1,9 @@
-"""ONNX Runtime: the engine that runs everywhere, and the yardstick for the others."""
+"""ONNX Runtime on the CPU: the engine that runs everywhere, and the yardstick for the others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from app.engines.base import EngineInfo, Probabilities, Rows
-from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
+from app.errors import EngineError, EngineOutOfMemory, PackageError
 
-# By device: ONNX Runtime's execution provider. CPU takes the nodes that a GPU provider does not have.
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU_PROVIDER = "CPUExecutionProvider"
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bfcarena")
 
 
@@ -24,12 +25,10 @@ class OnnxRuntimeEngine:
         graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
         precision: what the graph computes in; ONNX Runtime keeps to it.
         threads: of the intra-op pool.
-        device: "cpu", "cuda" or "cuda:N".
         spinning: let idle threads burn their core for a quicker start of the next operator. Media workers need the
             cores.
 
     Raises:
-        EngineUnavailable: this ONNX Runtime has no execution provider for the device.
         PackageError: the graph cannot be loaded, or is not what a package holds.
     """
 
@@ -42,25 +41,19 @@ class OnnxRuntimeEngine:
         precision: str,
         threads: int,
         max_batch: int,
-        device: str = "cpu",
         spinning: bool = False,
     ) -> None:
-        kind = device.partition(":")[0]
-        providers = _providers(kind, device)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        try:
-            self._session = ort.InferenceSession(graph, options, providers=providers)
-        except Exception as error:
-            raise PackageError(f"{graph}: ONNX Runtime cannot load it ({error})") from error
+        self._session = open_session(graph, options, [CPU_PROVIDER])
         self._input = self._session.get_inputs()[0].name
         check_graph(graph, self._session, row_shape)
         self.info = EngineInfo(
-            "onnxruntime", precision, device, f"ONNX Runtime {ort.__version__}, {_PROVIDERS[kind]}, {threads} threads"
+            "onnxruntime", precision, "cpu", f"ONNX Runtime {ort.__version__}, {CPU_PROVIDER}, {threads} threads"
         )
         self.row_shape = row_shape
         self.classes = classes
@@ -70,19 +63,8 @@ class OnnxRuntimeEngine:
         return np.empty((n, *self.row_shape), np.uint8)
 
     def run(self, rows: Rows) -> Probabilities:
-        try:
+        with run_errors(len(rows)):
             probabilities = self._session.run(["probabilities"], {self._input: rows})[0]
-        except (
-            RuntimeError,
-            MemoryError,
-            ort_errors.RuntimeException,
-            ort_errors.Fail,
-            ort_errors.InvalidArgument,
-        ) as error:
-            text = str(error)
-            if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
-                raise EngineOutOfMemory(f"ONNX Runtime has no memory for {len(rows)} rows: {text}") from error
-            raise EngineError(f"ONNX Runtime failed on {len(rows)} rows: {text}") from error
         return np.asarray(probabilities, np.float32)
 
     def close(self) -> None:
@@ -90,14 +72,30 @@ class OnnxRuntimeEngine:
         del self._session
 
 
-def _providers(kind: str, device: str) -> list[Any]:
-    provider = _PROVIDERS.get(kind)
-    if provider is None or provider not in ort.get_available_providers():
-        have = ", ".join(sorted(ort.get_available_providers()))
-        raise EngineUnavailable(f"ONNX Runtime has no execution provider for {device} here (it has {have})")
-    if kind == "cpu":
-        return [provider]
-    return [(provider, {"device_id": int(device.partition(":")[2] or 0)}), _PROVIDERS["cpu"]]
+def open_session(graph: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    """Raises PackageError where the graph cannot be loaded."""
+    try:
+        return ort.InferenceSession(graph, options, providers=providers)
+    except Exception as error:
+        raise PackageError(f"{graph}: ONNX Runtime cannot load it ({error})") from error
+
+
+@contextmanager
+def run_errors(rows: int) -> Iterator[None]:
+    """Turns what ONNX Runtime raises on a batch of `rows` into EngineOutOfMemory or EngineError."""
+    try:
+        yield
+    except (
+        RuntimeError,
+        MemoryError,
+        ort_errors.RuntimeException,
+        ort_errors.Fail,
+        ort_errors.InvalidArgument,
+    ) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
+            raise EngineOutOfMemory(f"ONNX Runtime has no memory for {rows} rows: {text}") from error
+        raise EngineError(f"ONNX Runtime failed on {rows} rows: {text}") from error
 
 
 def check_graph(graph: Path, session: ort.InferenceSession, row_shape: tuple[int, ...]) -> None:

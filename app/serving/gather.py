@@ -2,8 +2,8 @@
 
 On a CPU this is done between two runs. Even a single row is copied (about 10 µs of 150 kB): an engine that held on to a
 media worker's memory would keep it from being used again. In front of a GPU a second thread gathers the next batch into
-the other of two buffers while the first is being run; it closes a batch early only when that is full, so nothing is
-lost of what could still have joined.
+the other of two buffers while the first is being run, and an engine that can begins to copy it to the device; it closes
+a batch early only when that is full, so nothing is lost of what could still have joined.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.engines.base import Engine, Rows
+from app.engines.base import Engine, Rows, StagingEngine
 from app.errors import HieraError
 from app.serving.batcher import Batcher
 from app.serving.submission import Slice
@@ -58,6 +58,7 @@ class BatchSource:
         self._limit = limit
         self._stopping = stopping
         self._on_device = engine.info.device != "cpu"
+        self._staging = engine if isinstance(engine, StagingEngine) else None
         self._buffers: list[Rows | None] = [None, None]
         self._turn = 0
         self._engine_idle = threading.Event()
@@ -119,6 +120,8 @@ class BatchSource:
             self._free_buffers.acquire()
             batch = self._take(hold=lambda: not self._engine_idle.is_set())
             self._engine_idle.clear()  # it has its batch: the one after may grow until it is full
+            if batch is not None and self._staging is not None:
+                self._staging.stage(batch.rows)
             self._next.put(batch)
             if batch is None:
                 return

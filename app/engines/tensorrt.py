@@ -1,0 +1,120 @@
+"""TensorRT: runs a plan that `hiera-export tensorrt` built for this very GPU and release.
+
+Bindings are set once; each batch size becomes a CUDA graph at its second run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.device import Device
+from app.engines.pipeline import Pipeline, batch_ladder
+from app.engines.plans import PlanRecord
+from app.engines.trt import first_error, make_logger
+from app.errors import EngineError, EngineOutOfMemory, PackageError
+
+ROWS = "rows"
+PROBABILITIES = "probabilities"
+
+
+class TensorRtEngine:
+    """A plan, its execution context and its way through the device; a `StagingEngine`.
+
+    Args:
+        plan: the file; `record` is of it, as `app.engines.plans.find_plan` proved.
+        trt: TensorRT's Python module.
+
+    Raises:
+        PackageError: TensorRT cannot read the plan, or it is not for these rows and classes.
+        EngineOutOfMemory: the device has no room for it.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        record: PlanRecord,
+        trt: Any,
+        *,
+        row_shape: tuple[int, ...],
+        classes: int,
+        max_batch: int,
+        device: Device,
+    ) -> None:
+        self.row_shape = row_shape
+        self.classes = classes
+        self.max_batch = min(max_batch, record.batches[-1])
+        self._lines: list[str] = []
+        self._logger = make_logger(trt, self._lines)  # kept: TensorRT holds on to it
+        device.use()
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise PackageError(f"{plan}: TensorRT cannot read it ({first_error(self._lines)})")
+        self._check(trt, plan)
+        self._pipeline = Pipeline(device, row_shape, classes, batch_ladder(self.max_batch))
+        try:
+            self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise EngineOutOfMemory(f"{device.name} has no room for the plan ({first_error(self._lines)})")
+            self._bind(ROWS, self._pipeline.input)
+            self._bind(PROBABILITIES, self._pipeline.output)
+        except BaseException:
+            self._pipeline.close()
+            raise
+        self.info = EngineInfo(
+            "tensorrt",
+            record.precision,
+            device.name,
+            f"{record.key.flavour} {record.key.version}, {record.key.architecture}, {device.description}, CUDA graphs",
+        )
+
+    def empty_rows(self, n: int) -> Rows:
+        return self._pipeline.empty_rows(n)
+
+    def stage(self, rows: Rows) -> None:
+        self._pipeline.stage(rows)
+
+    def run(self, rows: Rows) -> Probabilities:
+        self._lines.clear()
+        return self._pipeline.run(rows, self._enqueue, record=True)
+
+    def layers(self, trt: Any) -> str:
+        """What the plan runs, layer by layer, as TensorRT's own JSON."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        # What was recorded first, then the context, then what both refer to.
+        self._pipeline.close()
+        del self._context
+        del self._engine
+        del self._runtime
+
+    def _enqueue(self, size: int) -> None:
+        if not self._context.set_input_shape(ROWS, (size, *self.row_shape)):
+            raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
+        if not self._context.execute_async_v3(self._pipeline.stream):
+            said = first_error(self._lines)
+            if "out of memory" in said.lower():
+                raise EngineOutOfMemory(f"TensorRT has no memory for {size} rows ({said})")
+            raise EngineError(f"TensorRT failed on {size} rows ({said})")
+
+    def _bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineError(f"TensorRT does not take the address of {name} ({first_error(self._lines)})")
+
+    def _check(self, trt: Any, plan: Path) -> None:
+        """Raises PackageError unless the plan takes uint8 rows of this shape and gives float32 probabilities alone."""
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        if sorted(names) != sorted((ROWS, PROBABILITIES)):
+            raise PackageError(f"{plan}: has the tensors {', '.join(names)}, not {ROWS} and {PROBABILITIES} alone")
+        rows = tuple(self._engine.get_tensor_shape(ROWS))[1:]
+        found = tuple(self._engine.get_tensor_shape(PROBABILITIES))[1:]
+        kinds = (self._engine.get_tensor_dtype(ROWS), self._engine.get_tensor_dtype(PROBABILITIES))
+        if (rows, found, kinds) != (self.row_shape, (self.classes,), (trt.DataType.UINT8, trt.DataType.FLOAT)):
+            raise PackageError(
+                f"{plan}: takes {kinds[0]} rows {rows} and gives {kinds[1]} {found}, "
+                f"not uint8 {self.row_shape} and float32 ({self.classes},)"
+            )

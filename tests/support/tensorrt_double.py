@@ -1,0 +1,112 @@
+"""TensorRT's Python bindings as far as the engine uses them, over ONNX Runtime: a "plan" is an ONNX file's bytes.
+
+Device memory is the host's (`host_device.HostDevice`), so addresses can be read. `test_tensorrt_bindings.py` holds the
+names that the engine uses against the real bindings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+__version__ = "11.9.0.1"
+
+
+class DataType(enum.Enum):
+    UINT8 = 5
+    FLOAT = 0
+
+
+class LayerInformationFormat(enum.Enum):
+    JSON = 1
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class ILogger:
+    Severity = Severity
+
+    def log(self, severity: Any, message: str) -> None:
+        raise AssertionError
+
+
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> CudaEngine | None:
+        try:
+            return CudaEngine(ort.InferenceSession(plan, providers=["CPUExecutionProvider"]), self._logger)
+        except Exception:
+            self._logger.log(Severity.ERROR, "the magic tag does not match")
+            return None
+
+
+class CudaEngine:
+    def __init__(self, session: ort.InferenceSession, logger: ILogger) -> None:
+        self.session = session
+        self.logger = logger
+        # As `hiera-export tensorrt` leaves them: the rows and the probabilities alone.
+        self._tensors = {each.name: each for each in (session.get_inputs()[0], session.get_outputs()[0])}
+        self.num_io_tensors = len(self._tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(list(self._tensors)[index])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, *self._tensors[name].shape[1:])
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType.UINT8 if self._tensors[name].type == "tensor(uint8)" else DataType.FLOAT
+
+    def create_execution_context(self) -> ExecutionContext:
+        return ExecutionContext(self)
+
+    def create_engine_inspector(self) -> Any:
+        class Inspector:
+            def get_engine_information(self, form: LayerInformationFormat) -> str:
+                return '{"Layers": ["fused"]}'
+
+        return Inspector()
+
+
+class ExecutionContext:
+    LARGEST = 8  # of the profile
+
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] = ()
+        self.fails_with = ""
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return name in ("rows", "probabilities")
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if shape[0] > self.LARGEST:
+            self._engine.logger.log(Severity.ERROR, f"batch {shape[0]} is outside of the profile")
+            return False
+        self._shape = shape
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.fails_with:
+            self._engine.logger.log(Severity.ERROR, self.fails_with)
+            return False
+        nbytes = int(np.prod(self._shape))
+        memory = (ctypes.c_uint8 * nbytes).from_address(self._addresses["rows"])
+        rows = np.ctypeslib.as_array(memory).reshape(self._shape)
+        answers = self._engine.session.run(["probabilities"], {"rows": rows})[0]
+        ctypes.memmove(self._addresses["probabilities"], answers.ctypes.data, answers.nbytes)
+        return True

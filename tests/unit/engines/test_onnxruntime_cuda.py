@@ -1,0 +1,80 @@
+"""ONNX Runtime's engine for GPUs: its bindings and staging run for real, over the CPU's memory and provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host_device import HostDevice
+
+from app.engines.base import StagingEngine
+from app.engines.onnxruntime import OnnxRuntimeEngine
+from app.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine, require_cuda_provider
+from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
+
+MakeGraph = Callable[..., Path]
+ROW = (8, 8, 3)
+
+
+def build(graph: Path, device: HostDevice | None = None, max_batch: int = 8) -> OnnxRuntimeCudaEngine:
+    return OnnxRuntimeCudaEngine(
+        graph, row_shape=ROW, classes=5, precision="fp32", max_batch=max_batch, device=device or HostDevice()
+    )
+
+
+def draw(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, *ROW), dtype=np.uint8)
+
+
+def test_it_says_what_the_cpu_engine_says_at_every_batch_size(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    plain = OnnxRuntimeEngine(graph, row_shape=ROW, classes=5, precision="fp32", threads=1, max_batch=8)
+    engine = build(graph)
+    for n in (1, 2, 3, 5, 8, 2):
+        rows = draw(n, n)
+        np.testing.assert_allclose(engine.run(rows), plain.run(rows), atol=1e-6)
+    engine.close()
+    plain.close()
+
+
+def test_staged_rows_are_answered_like_others(make_graph: MakeGraph) -> None:
+    device = HostDevice()
+    engine = build(make_graph(), device)
+    assert isinstance(engine, StagingEngine)
+    rows = engine.empty_rows(3)
+    rows[...] = draw(3)
+    engine.stage(rows)
+    staged = engine.run(rows)
+    np.testing.assert_array_equal(staged, engine.run(rows.copy()))
+    assert device.log.count("upload") == 2
+    engine.close()
+
+
+def test_it_gives_back_what_it_took_and_takes_nothing_of_a_wrong_graph(make_graph: MakeGraph) -> None:
+    device = HostDevice()
+    engine = build(make_graph(), device)
+    assert device.held
+    engine.close()
+    assert not device.held
+    with pytest.raises(PackageError, match="uint8 rows"):
+        build(make_graph(row_shape=(4, 4, 3)), device)
+    assert not device.held
+
+
+def test_a_device_without_room_is_named_as_that(make_graph: MakeGraph) -> None:
+    with pytest.raises(EngineOutOfMemory):
+        build(make_graph(), HostDevice(room=100))
+
+
+def test_its_description_names_the_device_and_the_provider_that_computes(make_graph: MakeGraph) -> None:
+    engine = build(make_graph(), HostDevice(name="cuda:3"))
+    assert engine.info.device == "cuda:3"
+    assert "CPUExecutionProvider" in engine.info.detail
+    engine.close()
+
+
+def test_the_cpu_build_of_onnxruntime_is_told_from_the_gpu_one() -> None:
+    with pytest.raises(EngineUnavailable, match=r"no CUDAExecutionProvider.*pip install 'hiera-serve\[gpu\]'"):
+        require_cuda_provider()

@@ -1,0 +1,166 @@
+"""The way of rows through a device, over a device whose memory is the host's."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from host_device import HostDevice
+
+from app.engines.base import Rows
+from app.engines.pipeline import Pipeline, batch_ladder
+from app.errors import EngineError, EngineOutOfMemory
+
+ROW = (2, 2, 3)
+CLASSES = 4
+
+
+class Sums:
+    """Computes, of the rows at the pipeline's input, four figures that tell rows apart; `sizes` is what was run."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.sizes: list[int] = []
+
+    def __call__(self, size: int) -> None:
+        self.sizes.append(size)
+        rows = _at(self._pipeline.input, size * 12).reshape(size, 12).astype(np.float32)
+        answers = np.ascontiguousarray(np.stack([rows[:, 0], rows[:, 5], rows[:, 11], rows.sum(axis=1)], axis=1))
+        ctypes.memmove(self._pipeline.output, answers.ctypes.data, answers.nbytes)
+
+
+def _at(address: int, nbytes: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def expected(rows: Rows) -> np.ndarray:
+    flat = rows.reshape(len(rows), 12).astype(np.float32)
+    return np.stack([flat[:, 0], flat[:, 5], flat[:, 11], flat.sum(axis=1)], axis=1)
+
+
+def draw(n: int, seed: int = 0) -> Rows:
+    return np.random.default_rng(seed).integers(0, 256, (n, *ROW), dtype=np.uint8)
+
+
+@pytest.fixture
+def device() -> HostDevice:
+    return HostDevice()
+
+
+@pytest.fixture
+def pipeline(device: HostDevice) -> Pipeline:
+    return Pipeline(device, ROW, CLASSES, batch_ladder(8))
+
+
+def test_the_sizes_are_powers_of_two_and_the_largest_batch() -> None:
+    assert batch_ladder(1) == (1,)
+    assert batch_ladder(8) == (1, 2, 4, 8)
+    assert batch_ladder(12) == (1, 2, 4, 8, 12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+def test_each_row_gets_its_own_answer_at_every_number_of_rows(pipeline: Pipeline, n: int) -> None:
+    sums = Sums(pipeline)
+    rows = draw(n)
+    np.testing.assert_array_equal(pipeline.run(rows, sums, record=False), expected(rows))
+    assert sums.sizes == [min(size for size in (1, 2, 4, 8) if size >= n)]
+
+
+def test_a_size_is_recorded_at_its_first_run_and_replayed_with_new_rows(pipeline: Pipeline, device: HostDevice) -> None:
+    sums = Sums(pipeline)
+    for seed in range(3):
+        rows = draw(4, seed)
+        np.testing.assert_array_equal(pipeline.run(rows, sums, record=True), expected(rows))
+    assert [call for call in device.log if call in ("record", "replay")] == ["record", "replay", "replay"]
+
+
+def test_work_that_cannot_be_recorded_is_queued_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    device = HostDevice(records=False)
+    pipeline = Pipeline(device, ROW, CLASSES, batch_ladder(4))
+    sums = Sums(pipeline)
+    for seed in range(2):
+        rows = draw(3, seed)
+        np.testing.assert_array_equal(pipeline.run(rows, sums, record=True), expected(rows))
+    assert sums.sizes == [4, 4]
+    assert caplog.text.count("CUDA graph") == 1
+
+
+def test_staged_rows_are_copied_once_and_before_their_run(pipeline: Pipeline, device: HostDevice) -> None:
+    rows = pipeline.empty_rows(4)
+    rows[...] = draw(4)
+    pipeline.stage(rows)
+    assert device.log == ["upload"]
+    np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=False), expected(rows))
+    assert device.log == ["upload", "download"]
+
+
+def test_rows_staged_behind_a_running_batch_do_not_touch_it(pipeline: Pipeline, device: HostDevice) -> None:
+    first, second = draw(4, 1), draw(4, 2)
+    sums = Sums(pipeline)
+
+    def run_and_stage_meanwhile(size: int) -> None:
+        pipeline.stage(second)
+        sums(size)
+
+    pipeline.stage(first)
+    np.testing.assert_array_equal(pipeline.run(first, run_and_stage_meanwhile, record=False), expected(first))
+    np.testing.assert_array_equal(pipeline.run(second, sums, record=False), expected(second))
+    assert device.log.count("upload") == 2
+
+
+def test_a_buffer_that_is_filled_and_staged_again_counts_with_its_new_rows(pipeline: Pipeline) -> None:
+    rows = draw(2, 1)
+    pipeline.stage(rows)  # and never run
+    rows[...] = draw(2, 2)
+    pipeline.stage(rows)
+    np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=False), expected(rows))
+
+
+def test_half_of_a_staged_batch_can_be_run(pipeline: Pipeline) -> None:
+    rows = draw(4)
+    pipeline.stage(rows)
+    np.testing.assert_array_equal(pipeline.run(rows[:2], Sums(pipeline), record=False), expected(rows[:2]))
+    np.testing.assert_array_equal(pipeline.run(rows[2:], Sums(pipeline), record=False), expected(rows[2:]))
+
+
+def test_however_much_is_staged_a_batch_still_finds_a_place(pipeline: Pipeline) -> None:
+    staged = [draw(2, seed) for seed in range(5)]
+    for rows in staged:
+        pipeline.stage(rows)
+    sums = Sums(pipeline)
+    for rows in [draw(3, 9), *staged, draw(3, 10)]:
+        np.testing.assert_array_equal(pipeline.run(rows, sums, record=False), expected(rows))
+
+
+def test_a_batch_that_fails_leaves_the_way_open_for_the_next(pipeline: Pipeline) -> None:
+    def fail(size: int) -> None:
+        raise EngineError("a kernel failed")
+
+    for _ in range(5):
+        with pytest.raises(EngineError, match="a kernel failed"):
+            pipeline.run(draw(2), fail, record=False)
+    rows = draw(2)
+    np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=False), expected(rows))
+
+
+def test_the_answers_of_a_batch_survive_the_next(pipeline: Pipeline) -> None:
+    sums = Sums(pipeline)
+    first = pipeline.run(draw(2, 1), sums, record=False)
+    kept = first.copy()
+    pipeline.run(draw(2, 2), sums, record=False)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_everything_is_given_back(pipeline: Pipeline, device: HostDevice) -> None:
+    pipeline.run(draw(2), Sums(pipeline), record=True)
+    assert device.held
+    pipeline.close()
+    assert not device.held
+
+
+def test_a_pipeline_that_does_not_fit_leaves_nothing_behind() -> None:
+    device = HostDevice(room=50)
+    with pytest.raises(EngineOutOfMemory):
+        Pipeline(device, ROW, CLASSES, (1, 4))
+    assert not device.held

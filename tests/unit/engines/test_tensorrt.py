@@ -1,0 +1,211 @@
+"""The TensorRT engine over a double of its bindings that computes for real, and the plans that it may load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorrt_double
+from host_device import HostDevice
+
+from app.engines.base import StagingEngine
+from app.engines.onnxruntime import OnnxRuntimeEngine
+from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, find_plan, graph_sources, record_file
+from app.engines.tensorrt import TensorRtEngine
+from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
+
+MakeGraph = Callable[..., Path]
+ROW = (8, 8, 3)
+KEY = PlanKey("sm_90", "tensorrt", tensorrt_double.__version__)
+MEASURED = PlanCheck(max_abs_probability=0.01, max_log_ratio=0.02, top1_agreement=1.0)
+
+
+def write_plan(graph: Path, key: PlanKey = KEY, **changes: Any) -> Path:
+    """A plan of `graph` with a true record, but for `changes`."""
+    plan = graph.parent / key.file
+    plan.write_bytes(graph.read_bytes())
+    facts: dict[str, Any] = {
+        "key": key,
+        "precision": "bf16",
+        "batches": (1, 2, 4, 8),
+        "sources": graph_sources(graph),
+        "sha256": file_sha256(plan),
+        "gpu": "a card",
+        "check": MEASURED,
+    }
+    record_file(plan).write_text(PlanRecord(**(facts | changes)).to_json())
+    return plan
+
+
+def build(graph: Path, device: HostDevice | None = None, **changes: Any) -> TensorRtEngine:
+    plan, record = find_plan(graph, KEY)
+    settings: dict[str, Any] = {"row_shape": ROW, "classes": 5, "max_batch": 64} | changes
+    return TensorRtEngine(plan, record, tensorrt_double, device=device or HostDevice(), **settings)
+
+
+def draw(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, *ROW), dtype=np.uint8)
+
+
+def test_it_answers_as_the_graph_does_at_every_batch_size_and_each_time(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    plain = OnnxRuntimeEngine(graph, row_shape=ROW, classes=5, precision="fp32", threads=1, max_batch=8)
+    device = HostDevice()
+    engine = build(graph, device)
+    assert isinstance(engine, StagingEngine)
+    for seed, n in enumerate((1, 2, 3, 5, 8, 3, 1)):
+        rows = draw(n, seed)
+        if seed % 2:
+            engine.stage(rows)
+        np.testing.assert_allclose(engine.run(rows), plain.run(rows), atol=1e-6)
+    assert device.log.count("record") == 4  # sizes 1, 2, 4 and 8
+    engine.close()
+    assert not device.held
+
+
+def test_it_says_what_it_is(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    engine = build(graph)
+    assert (engine.info.name, engine.info.precision, engine.info.device) == ("tensorrt", "bf16", "cuda:0")
+    assert "tensorrt 11.9.0.1, sm_90" in engine.info.detail
+    assert engine.max_batch == 8  # the plan's, where settings allow more
+    assert json.loads(engine.layers(tensorrt_double)) == {"Layers": ["fused"]}
+
+
+def test_settings_can_lower_the_largest_batch_of_a_plan(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    assert build(graph, max_batch=3).max_batch == 3
+
+
+def test_a_missing_plan_is_refused_with_the_command_that_makes_it(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    with pytest.raises(EngineUnavailable) as refused:
+        find_plan(graph, KEY)
+    assert str(refused.value) == (
+        f"no TensorRT plan for sm_90 and tensorrt 11.9.0.1 (there is none at all): "
+        f"run hiera-export tensorrt {graph.parent}"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PlanKey("sm_80", "tensorrt", "11.9.0.1"),
+        PlanKey("sm_90", "tensorrt", "11.8.0.1"),
+        PlanKey("sm_90", "tensorrt_rtx", "11.9.0.1"),
+    ],
+)
+def test_a_plan_for_another_gpu_release_or_flavour_is_named_and_never_loaded(
+    make_graph: MakeGraph, other: PlanKey
+) -> None:
+    graph = make_graph()
+    write_plan(graph, other)
+    with pytest.raises(EngineUnavailable, match=f"there is {other.file}.*run hiera-export tensorrt"):
+        find_plan(graph, KEY)
+
+
+def test_a_plan_under_a_false_name_is_refused_by_its_record(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph, key=KEY)
+    other = PlanKey("sm_80", "tensorrt", "11.9.0.1")
+    plan = graph.parent / KEY.file
+    plan.rename(graph.parent / other.file)
+    record_file(plan).rename(record_file(graph.parent / other.file))
+    with pytest.raises(PackageError, match=r"its record is of sm_90.*--replace"):
+        find_plan(graph, other)
+
+
+def test_a_plan_of_another_graph_is_refused(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    graph.write_bytes(make_graph(seed=9).read_bytes())
+    with pytest.raises(PackageError, match="was built from another"):
+        find_plan(graph, KEY)
+
+
+def test_weights_in_a_file_of_their_own_count_as_the_graph(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    weights = graph.with_name(graph.name + ".data")
+    weights.write_bytes(b"weights")
+    write_plan(graph)
+    find_plan(graph, KEY)
+    weights.write_bytes(b"other weights")
+    with pytest.raises(PackageError, match="was built from another"):
+        find_plan(graph, KEY)
+
+
+def test_a_plan_that_was_changed_is_never_given_to_tensorrt(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    plan = write_plan(graph)
+    plan.write_bytes(plan.read_bytes() + b"\0")
+    with pytest.raises(PackageError, match="was changed after it was built"):
+        find_plan(graph, KEY)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "check": null}'])
+def test_a_record_that_cannot_be_read_is_refused(make_graph: MakeGraph, text: str) -> None:
+    graph = make_graph()
+    record_file(write_plan(graph)).write_text(text)
+    with pytest.raises(PackageError, match="cannot be read as the record of a plan"):
+        find_plan(graph, KEY)
+
+
+def test_a_record_is_read_as_it_was_written(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    plan = write_plan(graph, check=None)
+    _, record = find_plan(graph, KEY)
+    assert record.check is None
+    write_plan(graph)
+    _, record = find_plan(graph, KEY)
+    assert record == PlanRecord(KEY, "bf16", (1, 2, 4, 8), graph_sources(graph), file_sha256(plan), "a card", MEASURED)
+
+
+def test_what_tensorrt_cannot_read_is_refused_in_its_words(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    plan = write_plan(graph)
+    plan.write_bytes(b"no plan")
+    write_record = PlanRecord(KEY, "bf16", (1, 8), graph_sources(graph), file_sha256(plan), "", None)
+    record_file(plan).write_text(write_record.to_json())
+    with pytest.raises(PackageError, match="the magic tag does not match"):
+        build(graph)
+
+
+def test_a_plan_for_other_rows_or_classes_is_refused_before_anything_is_allocated(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    device = HostDevice()
+    with pytest.raises(PackageError, match=r"not uint8 \(16, 16, 3\)"):
+        build(graph, device, row_shape=(16, 16, 3))
+    with pytest.raises(PackageError, match=r"float32 \(7,\)"):
+        build(graph, device, classes=7)
+    assert not device.held
+
+
+def test_a_batch_that_tensorrt_refuses_or_fails_is_an_engine_error(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph, batches=(1, 16))
+    engine = build(graph)
+    with pytest.raises(EngineError, match="outside of the profile"):
+        engine.run(draw(16))
+    engine._context.fails_with = "Cuda Runtime (an illegal memory access)"
+    with pytest.raises(EngineError, match="illegal memory access"):
+        engine.run(draw(2))
+    engine._context.fails_with = "Cuda Runtime (out of memory)"
+    with pytest.raises(EngineOutOfMemory):
+        engine.run(draw(2))
+
+
+def test_a_device_without_room_for_the_batches_is_named_as_that(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    device = HostDevice(room=100)
+    with pytest.raises(EngineOutOfMemory):
+        build(graph, device)
+    assert not device.held

@@ -19,6 +19,7 @@ from app.api.classify import ClassifyBounds
 from app.api.exchange import exchange_of
 from app.api.keys import KeyRing
 from app.api.query import QueryLimits
+from app.api.refusals import RecentRefusals
 from app.api.uploads import UploadLimits
 from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
 from app.errors import HieraError, PackageError
@@ -121,7 +122,7 @@ class Server:
 
 def create_app(settings: Settings | None = None, shared: SharedEngines | None = None) -> FastAPI:
     """The ASGI application. `app.state.server` is its `Server`, for whoever handles signals, `app.state.metrics` its
-    own metrics.
+    own metrics, `app.state.refusals` what it has lately refused, for the HTTP protocol.
 
     Args:
         settings: the environment's by default.
@@ -147,6 +148,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
                 await asyncio.to_thread(tracing.close)
 
     keys, admin_keys = _key_rings(settings)
+    refusals = RecentRefusals(metrics.refused_alike)
     parts = Parts(
         service=core.service,
         models=core.registry,
@@ -157,6 +159,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
         admin_keys=admin_keys,
         administer=core.administer,
         bounds=_bounds(settings),
+        refusals=refusals,
         metrics_need_key=settings.metrics_need_key,
         cors_origins=settings.cors_origin_list,
     )
@@ -165,6 +168,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
         _trace_requests(app, tracing)
     app.state.server = server
     app.state.metrics = metrics
+    app.state.refusals = refusals
     return app
 
 

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE
+from app.api.refusals import RecentRefusals
 from app.api.schemas import Problem
 
 _log = logging.getLogger("hiera.server")
@@ -55,8 +56,9 @@ _TOO_LONG = _Refusal(
 _TOO_MANY = _Refusal(503, "Service Unavailable", "too_many_connections", "all connections are taken; try again later.")
 
 
-def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request."""
+def limited_protocol(limits: ConnectionLimits, refusals: RecentRefusals) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request. What
+    `refusals` knows to be refused again is answered here; its body is read and dropped."""
 
     class LimitedProtocol(HttpToolsProtocol):
         _reading_head = True
@@ -64,6 +66,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
         _spoke = False
         _head_timer: asyncio.TimerHandle | None = None
         _refusal = _NOT_HTTP
+        _dropping = False  # the body of a request that is answered already
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -77,6 +80,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
             self._spoke = True
             self._head_bytes += len(data)
             super().data_received(data)
+            if self._dropping:
+                self._await_more()
             if not self._reading_head:
                 self._stop_head_timer()
             elif self._head_bytes > limits.max_header_bytes:
@@ -98,7 +103,40 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
                 raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into send_400_response
             self._reading_head = False
             self._head_bytes = 0
+            if self._can_refuse():
+                answer = refusals.answer(self.url, self.headers, self.server_state.default_headers)
+                if answer is not None:
+                    self.transport.write(answer)
+                    self._dropping = True
+                    return
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._dropping:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if self._dropping:
+                self._dropping = False
+                self._await_more()
+            else:
+                super().on_message_complete()
+
+        def _can_refuse(self) -> bool:
+            """Nothing else is going on here, and the connection lives on after the answer."""
+            return (
+                (self.cycle is None or self.cycle.response_complete)
+                and self.parser.get_method() == b"POST"
+                and self.parser.get_http_version() == "1.1"
+                and self.parser.should_keep_alive()
+            )
+
+        def _await_more(self) -> None:
+            self._unset_keepalive_if_required()
+            if not self.transport.is_closing():
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(self._refusal)
@@ -168,6 +206,7 @@ class DrainingServer(uvicorn.Server):
     Args:
         app: the ASGI application.
         limits: of connections.
+        refusals: what the application has lately refused, to be refused again.
         grace_s: how long requests are still taken after the first signal.
         timeout_s: how long accepted requests may then take.
         on_drain: called at the first signal: readiness must say no from now on.
@@ -178,6 +217,7 @@ class DrainingServer(uvicorn.Server):
         self,
         app: object,
         limits: ConnectionLimits,
+        refusals: RecentRefusals,
         *,
         grace_s: float,
         timeout_s: float,
@@ -188,7 +228,7 @@ class DrainingServer(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 loop="uvloop",
-                http=limited_protocol(limits),
+                http=limited_protocol(limits, refusals),
                 ws="none",
                 lifespan="on",
                 log_config=None,

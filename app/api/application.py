@@ -27,6 +27,7 @@ from app.api.middleware import RecordExchanges, RequireKey
 from app.api.models import ModelEndpoints, ModelList
 from app.api.pages import PageEndpoints
 from app.api.problems import problem_of, problem_response
+from app.api.refusals import RecentRefusals
 from app.api.schemas import Health, ModelChange, ModelChanges, ModelDetail, Models, ModelStandings, Signpost
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
@@ -38,6 +39,7 @@ _log = logging.getLogger("hiera.errors")
 _OPEN_PATHS = frozenset({"/", "/docs", "/docs/", "/openapi.json", "/health/"})
 _TASKS: tuple[Task, ...] = ("image", "video")
 CLASSIFY_PATHS = {f"/classify/{task}": task for task in _TASKS}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -52,6 +54,7 @@ class Parts:
     admin_keys: KeyRing
     administer: Administer
     bounds: dict[Task, ClassifyBounds]
+    refusals: RecentRefusals
     metrics_need_key: bool = False
     cors_origins: tuple[str, ...] = ()
 
@@ -89,7 +92,7 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
 def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
     for task in _TASKS:
         bounds = parts.bounds[task]
-        classify = classify_endpoint(task, parts.service, bounds, parts.metrics)
+        classify = classify_endpoint(task, parts.service, bounds, parts.metrics, parts.refusals)
         app.add_direct_route(f"/classify/{task}", classify, _answer_problem)
         app.add_api_route(
             f"/classify/{task}",

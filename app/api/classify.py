@@ -10,16 +10,18 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api.body import Body, UploadPace
 from app.api.disconnect import CancelOnDisconnect
 from app.api.exchange import Exchange, exchange_of
 from app.api.problems import problem_of
 from app.api.query import QueryLimits, QueryParser
+from app.api.refusals import RecentRefusals
 from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult, ImageResults, Problem
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
-from app.errors import DeadlineExceeded, RequestCancelled
+from app.errors import DeadlineExceeded, Overloaded, RequestCancelled
 from app.media.shared import SharedBytes
 from app.serving.observer import ServingObserver
 from app.serving.results import Classification, Task
@@ -41,7 +43,9 @@ class ClassifyBounds:
     pace: UploadPace
 
 
-def classify_endpoint(task: Task, service: Service, bounds: ClassifyBounds, observer: ServingObserver) -> Endpoint:
+def classify_endpoint(
+    task: Task, service: Service, bounds: ClassifyBounds, observer: ServingObserver, refusals: RecentRefusals
+) -> Endpoint:
     """The endpoint of `POST /classify/{task}`. It takes the bare request and reads parameters and body itself."""
     parser = QueryParser(task, bounds.query)
 
@@ -51,7 +55,12 @@ def classify_endpoint(task: Task, service: Service, bounds: ClassifyBounds, obse
         options = parser.parse(scope["query_string"])
         body = Body(scope["headers"], receive, bounds.pace)
         envelope = envelope_of(body, task, bounds.upload)
-        with service.admit(task, options, started=exchange.started, body_bytes=body.content_length or 0) as ticket:
+        try:
+            ticket = service.admit(task, options, started=exchange.started, body_bytes=body.content_length or 0)
+        except Overloaded as error:
+            refusals.remember(_url_of(scope), scope["headers"], error, task)
+            raise
+        with ticket:
             exchange.model = ticket.model.name
             uploads = _uploads_of(ticket, body, bounds.upload)
             try:
@@ -74,6 +83,13 @@ def classify_endpoint(task: Task, service: Service, bounds: ClassifyBounds, obse
         return Response(_answer(outcomes, exchange), media_type=_JSON)
 
     return classify
+
+
+def _url_of(scope: Scope) -> bytes:
+    """As it came."""
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
 
 
 def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:

@@ -17,9 +17,11 @@ from app.errors import Overloaded
 # A refused caller that came back at once would only be refused again.
 _MIN_RETRY_S = 0.05
 # How many times its predicted wait a request must be able to bear. Half of what callers allow is left for what no
-# prediction knows (a worker that is killed, a core that others take): a queue that is as long as its deadlines loses all
-# of its work at the first stumble, and goes on losing it. A shorter one answers as many.
+# prediction knows (a worker that is killed, a core that others take): a queue that is as long as its deadlines loses
+# all of its work at the first stumble, and goes on losing it. A shorter one answers as many.
 _HEADROOM = 2.0
+# A refusal stands for a small part of the work that waits: the queue is nowhere near empty by then.
+_STANDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class Admission:
         excess = total_rows + rows - self._max_rows
         if excess > 0:
             wait_s = min(backlog_s, lane.predict_s(excess))
-            return "queue_rows", _overloaded("the queue is full; try again later", wait_s)
+            stands_s = _STANDS * backlog_s
+            return "queue_rows", _overloaded("the queue is full; try again later", wait_s, stands_s)
         if total_bytes + nbytes > self._max_bytes:
             return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", backlog_s)
         return None if deadline is None else self._lateness(lane, rows, deadline, backlog_s, decode_s)
@@ -162,7 +165,8 @@ class Admission:
         needed_s = _HEADROOM * (max(backlog_s, decode_s) + lane.predict_s(rows))
         late_s = needed_s - (deadline - self._clock())
         if late_s > 0:
-            return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s / _HEADROOM)
+            message, stands_s = "the queue cannot make the deadline; try again later", _STANDS * backlog_s
+            return "deadline", _overloaded(message, late_s / _HEADROOM, stands_s)
         return None
 
     def _backlog_s(self, device: str) -> float:
@@ -188,7 +192,6 @@ class Admission:
             self._total_rows -= reservation.rows
             self._total_bytes -= reservation.nbytes
             self._publish()
-
 
     def _set_aside(self, reservation: Reservation) -> None:
         with self._lock:
@@ -243,7 +246,7 @@ class Reservation:
         self._admission._reserve(self, rows, nbytes, None, 0.0)
 
     def set_aside(self) -> None:
-        """Its upload takes long: nobody else's wait is predicted from rows that may never come. The room stays taken."""
+        """Its upload takes long: others' wait is not predicted from rows that may never come. The room stays taken."""
         self._admission._set_aside(self)
 
     def resume(self, deadline: float, decode_s: float) -> None:
@@ -259,5 +262,5 @@ class Reservation:
         self._admission._release(self)
 
 
-def _overloaded(message: str, wait_s: float) -> Overloaded:
-    return Overloaded(message, retry_after_s=max(wait_s, _MIN_RETRY_S))
+def _overloaded(message: str, wait_s: float, stands_s: float = 0.0) -> Overloaded:
+    return Overloaded(message, retry_after_s=max(wait_s, _MIN_RETRY_S), stands_s=stands_s)

@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 TASKS = ("image", "video")
 STAGES = ("upload", "decode", "queue", "inference", "postprocess")
 CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
-REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining")
+REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining", "repeated")  # the last: as one just before
 NO_MODEL = "none"  # the label of requests that were refused before a model was found
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -56,6 +56,12 @@ class Metrics:
             "hiera_batch_rows", "Rows in each batch that was run.", ("model",), buckets=_ROWS, registry=registry
         )
         self._queue_rows = Gauge("hiera_queue_rows", "Rows that wait for an engine now.", ("model",), registry=registry)
+        self._in_flight_rows = Gauge(
+            "hiera_in_flight_rows", "Rows that are admitted and not answered.", registry=registry
+        )
+        self._in_flight_bytes = Gauge(
+            "hiera_in_flight_bytes", "Bytes of uploads and rows that are admitted and not answered.", registry=registry
+        )
         self._rows = Counter("hiera_rows_total", "Rows classified.", ("model",), registry=registry)
         self._rejected = Counter(
             "hiera_rejected_total", "Requests refused by admission.", ("model", "reason"), registry=registry
@@ -126,6 +132,11 @@ class Metrics:
         self._requests.labels(task, model, str(code)).inc()
         self._request_duration.labels(task, model).observe(seconds)
 
+    def refused_alike(self, task: str, seconds: float) -> None:
+        """A request was refused like one just before it, without asking admission."""
+        self.request(task, NO_MODEL, 429, seconds)
+        self.rejected(NO_MODEL, "repeated")
+
     # What serving reports.
 
     def stage_duration(self, model: str, stage: str, seconds: float) -> None:
@@ -136,6 +147,11 @@ class Metrics:
 
     def queue_rows(self, model: str, rows: int) -> None:
         self._queue_rows.labels(model).set(rows)
+
+    def in_flight(self, rows: int, nbytes: int) -> None:
+        """Admission has so much in flight now."""
+        self._in_flight_rows.set(rows)
+        self._in_flight_bytes.set(nbytes)
 
     def rows_total(self, model: str, rows: int) -> None:
         self._rows.labels(model).inc(rows)

@@ -22,6 +22,7 @@ from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
 from app.api.keys import KeyRing
 from app.api.query import QueryLimits
+from app.api.refusals import RecentRefusals
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
 from app.serving.changes import Order, Report
@@ -125,6 +126,7 @@ def build(
     condition, metrics = condition or Condition(), metrics or Metrics()
     bounds = ClassifyBounds(QueryLimits(60_000, 8), UploadLimits(1000, 4000, 4), UploadPace(30, 30, 1))
     parts = Parts(
+        refusals=RecentRefusals(),
         service=cast(Service, service),
         models=condition,
         condition=condition,

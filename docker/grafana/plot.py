@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
 import urllib.parse
@@ -33,6 +34,7 @@ _UNITS = {
     "bytes": ("MB", 1e-6),
     "percentunit": ("%", 100.0),
     "watt": ("W", 1.0),
+    "celsius": ("°C", 1.0),
     "none": ("", 1.0),
 }
 
@@ -52,8 +54,14 @@ class Prometheus:
             expression = expression.replace(variable, value)
         if target["instant"]:
             return self._get("query", {"query": expression, "time": self.end})
-        span = {"start": self.end - 60 * self.minutes, "end": self.end, "step": max(1.0, self.minutes * 60 / 250)}
+        times = self.times()
+        span = {"start": times[0], "end": times[-1], "step": times[1] - times[0]}
         return self._get("query_range", {"query": expression, **span})
+
+    def times(self) -> list[int]:
+        """The Unix seconds that are drawn, evenly spread."""
+        step = max(1, round(self.minutes * 60 / 250))
+        return list(range(int(self.end - 60 * self.minutes), int(self.end), step))
 
     def _get(self, what: str, query: dict[str, Any]) -> Series:
         address = f"{self.url.rstrip('/')}/api/v1/{what}?{urllib.parse.urlencode(query)}"
@@ -113,24 +121,25 @@ def _lines(axes: Axes, panel: dict[str, Any], named: list[tuple[str, dict[str, A
     stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
     below: dict[float, float] = {}
     for name, each in named:
-        points = [(at, float(value) * factor) for at, value in each["values"] if value != "NaN"]
-        if not any(value > 0 for _, value in points):  # what never happened would fill the legend
+        points = {at: float(value) * factor for at, value in each["values"] if value != "NaN"}
+        if not any(value > 0 for value in points.values()):  # what never happened would fill the legend
             continue
-        minutes = [(at - begin) / 60 for at, _ in points]
-        floor = [below.get(at, 0.0) if stacked else 0.0 for at, _ in points]
-        top = [under + value for under, (_, value) in zip(floor, points, strict=True)]
+        times = source.times()
+        minutes = [(at - begin) / 60 for at in times]
+        floor = [below.get(at, 0.0) if stacked else 0.0 for at in times]
+        top = [under + points[at] if at in points else math.nan for under, at in zip(floor, times, strict=True)]
         (line,) = axes.plot(minutes, top, label=name, linewidth=1.3)
         axes.fill_between(minutes, floor, top, color=line.get_color(), alpha=0.3 if stacked else 0.05, linewidth=0)
-        below.update(zip((at for at, _ in points), top, strict=True))
+        below.update((at, high) for at, high in zip(times, top, strict=True) if at in points)
     axes.set_xlim(0, source.minutes)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(unit, fontsize=9)
-    axes.set_xlabel("minutes", fontsize=8, color=GREY, labelpad=1)
+    axes.xaxis.set_major_formatter(lambda at, _: f"{int(at)}:{round(at % 1 * 60):02d}")
     axes.tick_params(labelsize=8.5)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
-        axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), borderpad=0,
+        axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), borderpad=0,
                     columnspacing=1.0, handlelength=1.2)  # fmt: skip
     else:
         axes.set_ylim(top=1)
@@ -158,7 +167,7 @@ def _axes(figure: Figure, panel: dict[str, Any], left: float, top: float, height
     """The panel's place, less the room for its title, its numbers and its legend."""
     place = panel["gridPos"]
     width = place["w"] / COLUMNS
-    names = 0.15 if panel["type"] == "bargauge" else 0.04
+    names = 0.17 if panel["type"] == "bargauge" else 0.04
     room = 2.4 if panel["type"] == "timeseries" else 0.4
     bottom = top - (place["h"] - room) / height
     return figure.add_axes((left + names, bottom, width - names - 0.008, (place["h"] - room - 1.1) / height))
@@ -169,5 +178,6 @@ if __name__ == "__main__":
     parser.add_argument("prometheus")
     parser.add_argument("picture")
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--end", type=float, help="Unix seconds (now)")
     arguments = parser.parse_args()
-    plot(Prometheus(arguments.prometheus, arguments.minutes, time.time()), arguments.picture)
+    plot(Prometheus(arguments.prometheus, arguments.minutes, arguments.end or time.time()), arguments.picture)

@@ -70,6 +70,11 @@ def test_its_engines_survived_the_slimming() -> None:
     assert "CPUExecutionProvider" in devices
 
 
+def test_it_can_send_traces() -> None:
+    imports = "import app.telemetry.tracing, opentelemetry.exporter.otlp.proto.http.trace_exporter as exporter"
+    assert "OTLPSpanExporter" in run_in_image("python3", "-c", f"{imports}; print(dir(exporter))")
+
+
 def test_a_change_of_the_code_installs_nothing_again(tmp_path: Path) -> None:
     for name in ("app", "export", "docker", "requirements", "model_repo"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

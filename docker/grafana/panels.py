@@ -11,6 +11,7 @@ from typing import Literal
 SERVER = 'job="hiera",instance=~"$instance"'
 MODEL = f'{SERVER},model=~"$model"'
 RATE = "$__rate_interval"
+GPU_ROW = "GPU"
 
 
 @dataclass(frozen=True)
@@ -224,14 +225,14 @@ ROWS = (
                 "In the last 5 minutes, by reason. A crash costs one request and one worker.",
             ),
             Panel(
-                "Memory of the server process",
+                "Server's memory",
                 (Query(f"process_resident_memory_bytes{{{SERVER}}}", "{{instance}}"),),
                 "bytes",
                 "Resident memory of the HTTP process with its engines; the media workers come on top.",
                 width=4,
             ),
             Panel(
-                "Processors that it keeps busy",
+                "Busy cores",
                 (Query(f"rate(process_cpu_seconds_total{{{SERVER}}}[{RATE}])", "{{instance}}"),),
                 "none",
                 "Cores of the HTTP process with its engines, without the media workers.",
@@ -239,26 +240,38 @@ ROWS = (
             ),
         ),
     ),
+    # The one row that stays empty on a machine without a GPU.
     Row(
-        "GPU",
+        GPU_ROW,
         (
             Panel(
                 "GPU utilisation",
-                (Query("DCGM_FI_DEV_GPU_UTIL / 100", "GPU {{gpu}}"),),
+                (Query(f"hiera_gpu_utilization_ratio{{{SERVER}}}", "GPU {{gpu}}, {{name}}"),),
                 "percentunit",
-                "From the gpu-metrics container of the gpu profile.",
+                "Share of the time in which a kernel ran. Far below 1 under load: the card is not fed.",
             ),
             Panel(
                 "GPU memory",
-                (Query("DCGM_FI_DEV_FB_USED * 1024 * 1024", "GPU {{gpu}}"),),
+                (
+                    Query(f"hiera_gpu_memory_used_bytes{{{SERVER}}}", "GPU {{gpu}} in use"),
+                    Query(f"hiera_gpu_memory_total_bytes{{{SERVER}}}", "GPU {{gpu}}"),
+                ),
                 "bytes",
-                "Frame buffer in use.",
+                "Device memory, of all programs on the card.",
             ),
             Panel(
                 "GPU power",
-                (Query("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"),),
+                (Query(f"hiera_gpu_power_watts{{{SERVER}}}", "GPU {{gpu}}"),),
                 "watt",
                 "Draw of the board.",
+                width=4,
+            ),
+            Panel(
+                "GPU temperature",
+                (Query(f"hiera_gpu_temperature_celsius{{{SERVER}}}", "GPU {{gpu}}"),),
+                "celsius",
+                "Of the chip.",
+                width=4,
             ),
         ),
         collapsed=True,

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from app.settings import Settings, variable_of
+from app.telemetry.gpu import watch_gpus
 from app.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,10 @@ def rules() -> list[dict[str, str]]:
 
 def exposed_metrics() -> set[str]:
     """Every name that /metrics can show, with the suffixes of histograms."""
+    registry = Metrics().registry
+    watch_gpus(registry)
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    return {family.name + suffix for family in Metrics().registry.collect() for suffix in suffixes[family.type]}
+    return {family.name + suffix for family in registry.collect() for suffix in suffixes[family.type]}
 
 
 def test_every_mounted_file_exists() -> None:

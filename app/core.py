@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,8 +25,12 @@ from app.serving.remote import RemoteModels
 from app.serving.results import Task
 from app.serving.rollout import Rollout
 from app.serving.service import Service, ServiceDefaults
+from app.serving.supervisor import SupervisionOptions
+from app.serving.watch import RepositoryWatch
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+
+_log = logging.getLogger("hiera.server")
 
 Models = TypeVar("Models", bound=ModelRegistry | RemoteModels)
 AnyModels = TypeVar("AnyModels", bound=ModelRegistry | RemoteModels, covariant=True)
@@ -39,6 +44,7 @@ class Core(Generic[AnyModels]):
     pool: MediaPool
     service: Service
     administer: Callable[[Order], Awaitable[Report]]
+    watch: RepositoryWatch | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,19 @@ class SharedEngines:
     administer: Callable[[Order], Awaitable[Report]]
 
 
-def load_models(root: Path, registry: ModelRegistry | RemoteModels, metrics: Metrics) -> None:
-    """Load every package of the repository; returns when each is ready or failed.
-
-    Raises:
-        PackageError: the repository is not a folder.
-    """
-    metrics.expect_models(_packaged_models(root))
-    registry.load_all()
+def load_models(
+    root: Path, registry: ModelRegistry | RemoteModels, metrics: Metrics, watch: RepositoryWatch | None = None
+) -> None:
+    """Load every package of the repository; returns when each is ready or failed, and `watch`, if any, has begun."""
+    if watch is not None:
+        watch.note()
+    try:
+        metrics.expect_models(_packaged_models(root))
+        registry.load_all()
+    except PackageError as error:
+        _log.error("the model repository cannot be read: %s", error)
+    if watch is not None:
+        watch.start()
 
 
 def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
@@ -77,6 +88,11 @@ def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
         defaults["image"] = settings.default_image_model
     if settings.default_video_model:
         defaults["video"] = settings.default_video_model
+    supervision = SupervisionOptions(
+        stuck_factor=settings.engine_stuck_factor,
+        stuck_floor_s=settings.engine_stuck_seconds,
+        longest_pause_s=settings.engine_rebuild_pause_seconds,
+    )
     return ModelRegistry(
         settings.model_repository,
         EngineOptions(
@@ -94,16 +110,27 @@ def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
             warmup_budget_s=settings.warmup_budget_seconds,
             exact_images=settings.exact_resize,
             drain_s=settings.model_drain_seconds,
+            supervision=supervision,
         ),
         defaults=defaults,
         observer=metrics,
     )
 
 
+def create_rollout(settings: Settings, registry: ModelRegistry) -> tuple[Rollout, RepositoryWatch | None]:
+    """What changes the models while they serve, and what does so by itself if that is wanted."""
+    rollout = Rollout(registry, settings.model_repository)
+    if not settings.watch_seconds:
+        return rollout, None
+    return rollout, RepositoryWatch(registry, rollout, settings.model_repository, settings.watch_seconds)
+
+
 def create_core(settings: Settings, metrics: Metrics) -> Core[ModelRegistry]:
     """The parts that classify, not started."""
     registry = create_registry(settings, metrics)
-    return _connect(settings, metrics, registry, Rollout(registry, settings.model_repository).administer)
+    rollout, watch = create_rollout(settings, registry)
+    core = _connect(settings, metrics, registry, rollout.administer)
+    return replace(core, watch=watch)
 
 
 def create_shared_core(settings: Settings, metrics: Metrics, shared: SharedEngines) -> Core[RemoteModels]:

@@ -22,7 +22,7 @@ from app.api.query import QueryLimits
 from app.api.refusals import RecentRefusals
 from app.api.uploads import UploadLimits
 from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
-from app.errors import HieraError, PackageError
+from app.errors import HieraError
 from app.media.pool import RESTART_REASONS, WORKER_STATES
 from app.server import ConnectionLimits
 from app.serving.registry import ModelRegistry
@@ -91,6 +91,8 @@ class Server:
 
     async def stop(self) -> None:
         """Finish what was admitted, as far as the bound allows, then end engines and workers."""
+        if self._core.watch is not None:
+            self._core.watch.stop()
         self.refuse_requests()
         if not await self._core.service.drained(self._drain_timeout_s):
             _log.warning("%d requests were not finished", self._core.service.open_tickets)
@@ -110,11 +112,7 @@ class Server:
             _log.info("media workers are confined by %s", self._core.pool.confinement)
 
     def _load_models(self) -> None:
-        try:
-            load_models(self._root, self._core.registry, self._metrics)
-        except PackageError as error:
-            self._failure = "the model repository cannot be read"
-            _log.error("%s: %s", self._failure, error)
+        load_models(self._root, self._core.registry, self._metrics, self._core.watch)
         # What is here now stays: the collector need not walk through it again while requests wait.
         gc.collect()
         gc.freeze()

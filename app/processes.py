@@ -26,14 +26,12 @@ from pathlib import Path
 import uvloop
 
 import app
-from app.core import create_registry, load_models
-from app.errors import PackageError
+from app.core import create_registry, create_rollout, load_models
 from app.http_worker import WRONG_SETTING_STATUS
 from app.main import create_host_metrics
 from app.serving.board import clear_line, create_board
 from app.serving.changes import Order, Report
 from app.serving.host import Session
-from app.serving.rollout import Rollout
 from app.serving.table import ModelTable
 from app.serving.wire import Phase, State
 from app.settings import Settings
@@ -78,7 +76,7 @@ class EngineHost:
         self._on_serving: Callable[[], None] | None = on_serving
         self._metrics = create_host_metrics()
         self._registry = create_registry(settings, self._metrics)
-        self._rollout = Rollout(self._registry, settings.model_repository)
+        self._rollout, self._watch = create_rollout(settings, self._registry)
         self._totals = Totals(self._metrics.registry)
         self._table = ModelTable(self._registry)
         self._board = create_board(settings.http_workers)
@@ -88,7 +86,6 @@ class EngineHost:
         self._draining = asyncio.Event()
         self._stopping = asyncio.Event()
         self._grace: asyncio.TimerHandle | None = None
-        self._failure: str | None = None
         self._state = State("the engines are being started", None, {})
         self._told = 0.0
         self._status = 0
@@ -102,6 +99,8 @@ class EngineHost:
         keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
         looking = asyncio.create_task(self._look())
         await self._stopping.wait()
+        if self._watch is not None:
+            self._watch.stop()
         self._stop_accepting()
         self._listener.close()
         self._direct(Phase.STOP)
@@ -119,11 +118,7 @@ class EngineHost:
         return self._status
 
     def _load_models(self) -> None:
-        try:
-            load_models(self._settings.model_repository, self._registry, self._metrics)
-        except PackageError as error:
-            self._failure = "the model repository cannot be read"
-            _log.error("%s: %s", self._failure, error)
+        load_models(self._settings.model_repository, self._registry, self._metrics, self._watch)
 
     async def _keep(self, place: _Place) -> None:
         """Have a worker at `place`, one after the other, until the drain."""
@@ -187,7 +182,7 @@ class EngineHost:
             sessions = self._sessions()
             self._show_models()
             now = time.monotonic()
-            state = self._table.state(self._failure or self._workers_reason())
+            state = self._table.state(self._workers_reason())
             turned = (state.unready_reason, state.hopeless_reason) != (
                 self._state.unready_reason,
                 self._state.hopeless_reason,

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     """CPU threads of one model; 0 means the cores that are really available, container quotas included."""
     engine_instances: Count = 0
     """Engines per model, each with a thread; 0 takes as many side by side as do most together, as measured."""
+    engine_stuck_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 20.0
+    """How many times its predicted time a batch may take before its engine counts as stuck and is rebuilt."""
+    engine_stuck_seconds: PositiveSeconds = 20.0
+    """Least time that a batch is given before that, whatever was predicted."""
+    engine_rebuild_pause_seconds: PositiveSeconds = 60.0
+    """Longest pause before a lost engine is rebuilt; pauses begin at half a second and double."""
     engine_cache_folder: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(default_factory=_cache_folder)
     """Folder that keeps compiled models and measured batch costs for the next start; none keeps nothing."""
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -76,6 +82,8 @@ class Settings(BaseSettings):
     """Longest time that an idle engine waits for a fuller batch, from the oldest row on."""
     warmup_budget_seconds: PositiveSeconds = 10.0
     """Time for measuring a model's batch costs at its first start on a machine."""
+    watch_seconds: Seconds = 0.0
+    """Time between two looks at the repository for new, changed and removed packages; 0 looks only when told to."""
     model_drain_seconds: PositiveSeconds = 600.0
     """Longest time that a replaced or unloaded model may take to finish its requests; longer than any request may."""
 

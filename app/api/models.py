@@ -13,7 +13,6 @@ from app.errors import UnknownModel
 from app.serving.model import LoadedModel
 from app.serving.status import ModelStatus
 
-
 # "OpenVINO 2026.1.0-18 on …": which version of a library serves is for the log; strangers may read /models.
 _VERSION = re.compile(r" v?\d+\.\d[^\s,;]*")
 

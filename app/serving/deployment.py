@@ -137,6 +137,7 @@ class Deployment:
     def announce_ready(self) -> None:
         """Tell telemetry that this version now answers under its name."""
         model = self.model
+        self._observer.expect_model(model.manifest.task, model.name)
         self._observer.engine_info(
             model.name, model.version, model.engine.name, model.engine.precision, model.engine.device
         )

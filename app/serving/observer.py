@@ -33,6 +33,10 @@ class ServingObserver(Protocol):
         """A caller left, or its deadline passed, while its request was in `stage`."""
         ...
 
+    def expect_model(self, task: str, model: str) -> None:
+        """Requests for the model may come from now on."""
+        ...
+
     def model_ready(self, model: str, version: int, ready: bool) -> None: ...
 
     def version_gone(self, model: str, version: int) -> None:
@@ -78,6 +82,9 @@ class SilentObserver:
         pass
 
     def cancelled(self, model: str, stage: Stage) -> None:
+        pass
+
+    def expect_model(self, task: str, model: str) -> None:
         pass
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:

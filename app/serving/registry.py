@@ -1,4 +1,4 @@
-"""Which models there are, and in what state: loads packages beside each other, swaps versions, unloads.
+"""The models of a repository: loads packages beside each other, swaps versions, unloads.
 
     discovered ──> loading ──> ready ──> unloading ──> gone
                       └──> failed(reason)
@@ -12,40 +12,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from app.engines.factory import EngineOptions
-from app.errors import ChangeRefused, HieraError, Unavailable, UnknownModel
-from app.repository.manifest import Manifest
+from app.errors import ChangeRefused, HieraError, PackageError, Unavailable, UnknownModel
+from app.media.heap import give_back_freed_memory
 from app.repository.store import Package, PackagePath, discover, fingerprint, open_package
-from app.serving.changes import Change, State
+from app.serving.catalog import Entry, ModelCatalog
+from app.serving.changes import Change
 from app.serving.deployment import Deployment, ServingOptions
 from app.serving.measured import MeasuredStore
-from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver
 from app.serving.results import Task
-from app.serving.status import ModelStatus
-from app.serving.supervisor import Supervised, Supervisor
+from app.serving.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class _Entry:
-    version: int
-    state: State = "loading"
-    reason: str | None = None
-    manifest: Manifest | None = None
-    deployment: Deployment | None = None
-
-    @property
-    def answers(self) -> bool:
-        """Whether requests are answered now, and not only after a rebuild."""
-        return self.deployment is not None and self.deployment.unready_reason is None
-
-
-class ModelRegistry:
+class ModelRegistry(ModelCatalog):
     """The models of one repository folder; thread-safe.
 
     Args:
@@ -65,18 +49,12 @@ class ModelRegistry:
         defaults: dict[Task, str] | None = None,
         observer: ServingObserver | None = None,
     ) -> None:
-        self._root = root
+        super().__init__(root, defaults)
         self._engine_options = engine_options
         self._options = options or ServingOptions()
-        self._defaults = dict(defaults or {})
         self._observer = observer or SilentObserver()
         self._store = MeasuredStore(engine_options.cache_dir / "measured" if engine_options.cache_dir else None)
-        self._lock = threading.Lock()
         self._changing = threading.Lock()  # one load, swap or unload at a time after the start
-        self._entries: dict[str, _Entry] = {}
-        self._draining: list[Deployment] = []
-        self._started = False
-        self._judged = False  # every package of the start was
         self._closed = False
         self._supervisor = Supervisor(self._supervised, self._options.supervision.interval_s)
 
@@ -94,11 +72,14 @@ class ModelRegistry:
         with self._changing:
             self._supervisor.start()
             versions: dict[str, list[PackagePath]] = {}
-            for path in reversed(discover(self._root)):
-                versions.setdefault(path.name, []).append(path)
+            try:
+                for path in reversed(discover(self._root)):
+                    versions.setdefault(path.name, []).append(path)
+            except PackageError:
+                self._trouble, self._judged = "the model repository cannot be read", True
+                raise
             with self._lock:
-                self._entries.update({name: _Entry(paths[0].version) for name, paths in versions.items()})
-                self._started = True
+                self._entries.update({name: Entry(paths[0].version) for name, paths in versions.items()})
             threads = [
                 threading.Thread(target=self._load_first_good, args=(paths,), name=f"load-{name}", daemon=True)
                 for name, paths in versions.items()
@@ -108,56 +89,6 @@ class ModelRegistry:
             for thread in threads:
                 thread.join()
             self._judged = True
-
-    def get(self, task: Task, name: str | None) -> LoadedModel:
-        """The model that answers, retained for the caller, who must `release` it.
-
-        Raises:
-            UnknownModel: no such model, or none for the task.
-            Unavailable: it is loading, has failed, or its engine is being rebuilt.
-        """
-        with self._lock:
-            name = name or self._default(task)
-            entry = self._entries.get(name) if name else None
-            if name is None or entry is None:
-                if not self._started or (name is None and not self._judged):
-                    raise Unavailable("the models are being loaded; try again soon")
-                raise UnknownModel(
-                    f"there is no model named {name}" if name else f"there is no model for the task {task}"
-                )
-            if entry.manifest is not None and entry.manifest.task != task:
-                raise UnknownModel(f"{name} is a model for the task {entry.manifest.task}, not {task}")
-            if entry.deployment is None or entry.state == "unloading":
-                raise Unavailable(f"the model {name} {_UNAVAILABLE[entry.state]}")
-            if entry.deployment.unready_reason is not None:
-                raise Unavailable(f"the model {name} is being restarted; try again soon")
-            entry.deployment.model.retain()
-            return entry.deployment.model
-
-    def models(self) -> list[ModelStatus]:
-        """Every package that was found, by name."""
-        with self._lock:
-            chosen = {self._default("image"), self._default("video")}
-            return [_status(name, entry, name in chosen) for name, entry in sorted(self._entries.items())]
-
-    def unready_reason(self) -> str | None:
-        """Why requests should go elsewhere; None when every package was judged, one is ready, and no engine is lost."""
-        with self._lock:
-            if not self._judged:
-                return "the models are being loaded"
-            ready = [entry.deployment for entry in self._entries.values() if entry.deployment is not None]
-            if not ready and not self._entries:
-                return f"{self._root.name} holds no model package, or all were unloaded"
-            if not ready:
-                return "no model could be loaded"
-            lost = [f"{each.model.name}: {each.unready_reason}" for each in ready if each.unready_reason is not None]
-            return "; ".join(lost) or None
-
-    def hopeless_reason(self) -> str | None:
-        """Why the process should be restarted; None when there is no need."""
-        with self._lock:
-            stuck = [name for name, entry in self._entries.items() if entry.deployment and entry.deployment.hopeless]
-        return f"the engine of {', '.join(stuck)} hangs again and again" if stuck else None
 
     def load(self, name: str, version: int | None = None) -> Change:
         """Load a version of `name`, by default the highest on disk; where one serves already, swap between two batches.
@@ -173,8 +104,8 @@ class ModelRegistry:
         with self._changing:
             path = self._find(name, version)
             with self._lock:
-                self._started = self._judged = True
-                entry = self._entries.setdefault(name, _Entry(path.version))
+                self._judged, self._trouble = True, None
+                entry = self._entries.setdefault(name, Entry(path.version))
                 before = entry.version if entry.deployment is not None else None
                 if entry.answers and entry.deployment is not None:
                     served = entry.deployment.package
@@ -282,7 +213,7 @@ class ModelRegistry:
             if entry.deployment is None:
                 entry.version = paths[0].version
 
-    def _load(self, path: PackagePath, entry: _Entry) -> tuple[Deployment, Deployment | None]:
+    def _load(self, path: PackagePath, entry: Entry) -> tuple[Deployment, Deployment | None]:
         """The new deployment, in service, and the one that it has replaced, which is not drained yet."""
         try:
             package = open_package(path)
@@ -322,53 +253,15 @@ class ModelRegistry:
             deployment.withdraw()
             return deployment.close(self._options.drain_s)
         finally:
+            # Weights were allocated by many threads; glibc keeps their pages for these, and the next version's come on
+            # top.
+            give_back_freed_memory()
             with self._lock:
                 self._draining.remove(deployment)
 
     def _deploy(self, package: Package) -> Deployment:
         return Deployment(package, self._engine_options, self._options, self._store, self._observer)
 
-    def _supervised(self) -> list[Supervised]:
-        with self._lock:
-            serving = (entry.deployment for entry in self._entries.values() if entry.deployment is not None)
-            return [*serving, *self._draining]
-
-    def _default(self, task: Task) -> str | None:
-        if task in self._defaults:
-            return self._defaults[task]
-        ready = [
-            entry.manifest
-            for entry in self._entries.values()
-            if entry.state == "ready" and entry.manifest is not None and entry.manifest.task == task
-        ]
-        return min(ready, key=lambda manifest: manifest.preference).name if ready else None
-
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, HieraError) else f"{type(error).__name__}: {error}"
-
-
-_UNAVAILABLE: dict[State, str] = {
-    "loading": "is being loaded; try again soon",
-    "ready": "is being loaded; try again soon",
-    "failed": "could not be loaded; see the server's list of models",
-    "unloading": "is being unloaded",
-}
-
-
-def _status(name: str, entry: _Entry, default: bool) -> ModelStatus:
-    deployment = entry.deployment
-    reason = entry.reason
-    if deployment is not None and deployment.unready_reason is not None:
-        reason = deployment.unready_reason
-    return ModelStatus(
-        name=name,
-        version=entry.version,
-        state=entry.state,
-        reason=reason,
-        manifest=entry.manifest,
-        model=deployment.model if deployment is not None and entry.state == "ready" else None,
-        default=default,
-        queue_rows=deployment.queue_rows if deployment is not None else 0,
-        fingerprint=deployment.package.fingerprint if deployment is not None else None,
-    )

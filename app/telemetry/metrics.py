@@ -122,8 +122,7 @@ class Metrics:
     def expect_models(self, models: Iterable[tuple[str, str]]) -> None:
         """Create every series of `models`, pairs of task and name, at zero. Known ones keep their values."""
         for task, model in models:
-            self._start_requests_at_zero(task, model)
-            self._start_work_at_zero(model)
+            self.expect_model(task, model)
 
     # What the API reports.
 
@@ -138,6 +137,11 @@ class Metrics:
         self.rejected(NO_MODEL, "repeated")
 
     # What serving reports.
+
+    def expect_model(self, task: str, model: str) -> None:
+        """Create every series of the model at zero; one that is known keeps its values."""
+        self._start_requests_at_zero(task, model)
+        self._start_work_at_zero(model)
 
     def stage_duration(self, model: str, stage: str, seconds: float) -> None:
         self._stage_duration.labels(model, stage).observe(seconds)
@@ -164,7 +168,6 @@ class Metrics:
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:
         if ready:
-            self._start_work_at_zero(model)  # one that was added while the server runs
             self._queue_rows.labels(model)
         self._model_ready.labels(model, str(version)).set(ready)
 

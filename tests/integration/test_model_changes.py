@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,13 +43,15 @@ class Site:
         return httpx.post(url, content=image_of(LABELS[label]), headers=USE, timeout=60)
 
     def served(self) -> dict[str, int]:
-        """By each of several connections, and so by each of two workers."""
-        seen = []
-        for _ in range(2):
-            models = httpx.get(f"{self.server.url}/models", headers=USE).json()["models"]
-            seen.append({each["name"]: each["version"] for each in models if each["state"] == "ready"})
-        assert seen[0] == seen[1]
-        return seen[0]
+        """The models that serve, by name: of two workers both say the same."""
+        first, second = self.served_by_each()
+        assert first == second
+        return first
+
+    def served_by_each(self) -> list[dict[str, int]]:
+        """By each of two connections, which two workers take in turn."""
+        answers = [httpx.get(f"{self.server.url}/models", headers=USE).json()["models"] for _ in range(2)]
+        return [{each["name"]: each["version"] for each in models if each["state"] == "ready"} for models in answers]
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
@@ -169,3 +173,76 @@ def test_keys_of_one_kind_do_not_open_the_other_and_are_read_again(site: Site) -
 def test_a_secret_in_both_lists_is_a_wrong_setting(tmp_path: Path, colour_repository: Path) -> None:
     with pytest.raises(AssertionError, match=r"(?s)ended with 2.*share a secret"):
         RunningServer(tmp_path, colour_repository, {"api_keys": "a:same", "admin_keys": "b:same"})
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    running = Site(tmp_path, request.param, watch_seconds=0.2)
+    yield running
+    assert running.server.stop() == 0, running.server.log
+
+
+def statuses_of_gone(site: Site, models: dict[str, int]) -> list[int]:
+    """What each worker answers for the models of these tests that are not in `models`."""
+    gone = {"colours", "added"} - models.keys()
+    return [site.classify(model).status_code for model in gone for _ in range(2)]
+
+
+def wait_until_served(site: Site, models: dict[str, int]) -> None:
+    end = time.monotonic() + 60
+    while site.served_by_each() != [models] * 2 or any(status != 404 for status in statuses_of_gone(site, models)):
+        assert time.monotonic() < end, site.server.log
+        time.sleep(0.1)
+
+
+def test_a_watched_repository_is_followed(watched: Site, tmp_path: Path) -> None:
+    repository = watched.repository
+    write_colour_package(repository, "added")
+    wait_until_served(watched, {"colours": 1, "added": 1})
+    assert watched.classify("added").status_code == 200
+
+    aside = write_colour_package(tmp_path / "aside", "colours", version=2)
+    half = repository / "colours" / "2"
+    half.mkdir()
+    shutil.copy(aside / "model.json", half)
+    watched.server.wait_for("version 2 is refused.*cannot be read")
+    assert watched.served()["colours"] == 1
+    assert watched.classify().json()["model"]["version"] == 1
+    for file in aside.iterdir():
+        shutil.copy(file, half)
+    wait_until_served(watched, {"colours": 2, "added": 1})
+    assert watched.server.log.count("version 2 is refused") <= 4  # once for each file that came later
+
+    shutil.rmtree(repository / "added")
+    wait_until_served(watched, {"colours": 2})
+    shutil.rmtree(repository / "colours")
+    watched.server.wait_for("nothing is unloaded")
+    assert watched.served() == {"colours": 2}
+    assert watched.classify().status_code == 200
+
+
+def test_many_swaps_leave_the_memory_as_it_was(tmp_path: Path) -> None:
+    """Coarse, by the kernel's account of the process: weights of 48 MB would show at the second swap if they stayed."""
+    site = Site(tmp_path, 1, max_batch_rows=2)
+    try:
+        for version in (1, 2):
+            write_colour_package(site.repository, "heavy", version=version, ballast_bytes=48 << 20)
+        assert site.admin("PUT", "/models/heavy?version=1").status_code == 200
+        for version in (2, 1):  # the allocator's own growth
+            assert site.admin("PUT", f"/models/heavy?version={version}").status_code == 200
+        before = resident_bytes(site.server.process.pid)
+        for _ in range(4):
+            for version in (2, 1):
+                swapped = site.admin("PUT", f"/models/heavy?version={version}").json()
+                assert (swapped["outcome"], swapped["drained"]) == ("swapped", True)
+        assert resident_bytes(site.server.process.pid) < before + (64 << 20)
+        site.admin("DELETE", "/models/heavy")
+        assert resident_bytes(site.server.process.pid) < before
+    finally:
+        status = site.server.stop()
+    assert status == 0, site.server.log
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

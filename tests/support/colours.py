@@ -53,14 +53,16 @@ def write_colour_package(
     demo: bool = False,
     random_seed: int | None = None,
     sharpness: float = 8.0,
+    ballast_bytes: int = 0,
 ) -> Path:
     """A real package whose model names the strongest of red, green and blue: its answers can be foretold. `sharpness`
-    scales the logits, so that two versions can be told apart by their probabilities."""
+    scales the logits, so that two versions can be told apart by their probabilities; `ballast_bytes` of weights are
+    multiplied by zero and added, so that it weighs something."""
     row_shape = (8, 8, 3) if task == "image" else (4, 8, 8, 3)
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     weight = np.eye(3, dtype=np.float32) * np.float32(sharpness)
-    _write_graph(folder / "model.onnx", row_shape, weight)
+    _write_graph(folder / "model.onnx", row_shape, weight, ballast_bytes)
     (folder.parent / "labels.txt").write_text("red\ngreen\nblue\n")
     rows = np.stack([np.full(row_shape, colour, np.uint8) for colour in (RED, GREEN, BLUE)])
     logits = (rows.reshape(3, -1, 3).mean(axis=1) / 255) @ weight
@@ -90,8 +92,11 @@ def write_colour_package(
     return folder
 
 
-def _write_graph(path: Path, row_shape: tuple[int, ...], weight: NDArray[np.float32]) -> None:
+def _write_graph(path: Path, row_shape: tuple[int, ...], weight: NDArray[np.float32], ballast_bytes: int) -> None:
+    width = max(1, ballast_bytes // 24)
     constants: dict[str, NDArray[Any]] = {
+        "up": np.ones((3, width), np.float32),
+        "down": np.zeros((width, 3), np.float32),
         "scale": np.array(255, np.float32),
         "axes": np.arange(1, len(row_shape), dtype=np.int64),
         "weight": weight,
@@ -100,7 +105,10 @@ def _write_graph(path: Path, row_shape: tuple[int, ...], weight: NDArray[np.floa
         helper.make_node("Cast", ["rows"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["float", "scale"], ["unit"]),
         helper.make_node("ReduceMean", ["unit", "axes"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
+        helper.make_node("MatMul", ["mean", "weight"], ["colours"]),
+        helper.make_node("MatMul", ["mean", "up"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "down"], ["nothing"]),
+        helper.make_node("Add", ["colours", "nothing"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
     ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("probabilities", "logits")]

@@ -15,6 +15,22 @@ from app.settings import load_settings
 from app.telemetry.metrics import Metrics
 
 
+class Watch:
+    """Notes what it is told in `done`."""
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def note(self) -> None:
+        self.done.append("note")
+
+    def start(self) -> None:
+        self.done.append("watch")
+
+    def stop(self) -> None:
+        self.done.append("watch no more")
+
+
 class Parts:
     """Registry, pool and service in one: each does what it is told to."""
 
@@ -25,12 +41,14 @@ class Parts:
         self.confinement = "seccomp"
         self.open_tickets = 0
         self.done: list[str] = []
+        self.watch: Watch | None = None
 
     async def start(self) -> None:
         if self.pool_error is not None:
             raise self.pool_error
 
     def load_all(self) -> None:
+        self.done.append("load")
         if self.load_error is not None:
             raise self.load_error
 
@@ -85,15 +103,15 @@ def test_a_drain_is_told_before_requests_are_refused(tmp_path: Path) -> None:
     server = started(parts, tmp_path)
     server.begin_drain()
     assert server.unready_reason() == "the server is shutting down"
-    assert parts.done == []
+    assert parts.done == ["load"]
     server.refuse_requests()
-    assert parts.done == ["refuse"]
+    assert parts.done == ["load", "refuse"]
 
 
 def test_stopping_finishes_what_was_admitted_before_anything_is_closed(tmp_path: Path) -> None:
     parts = Parts()
     started(parts, tmp_path, stop=True)
-    assert parts.done == ["refuse", "finish", "close", "close"]
+    assert parts.done == ["load", "refuse", "finish", "close", "close"]
 
 
 def test_media_workers_that_cannot_be_started_call_for_a_restart(tmp_path: Path) -> None:
@@ -101,7 +119,17 @@ def test_media_workers_that_cannot_be_started_call_for_a_restart(tmp_path: Path)
     assert server.unready_reason() == server.hopeless_reason() == "the media workers cannot be started"
 
 
-def test_a_repository_that_cannot_be_read_does_not(tmp_path: Path) -> None:
+def test_a_repository_that_cannot_be_read_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server = started(Parts(load_error=PackageError("no such folder")), tmp_path)
-    assert server.unready_reason() == "the model repository cannot be read"
+    assert "the model repository cannot be read: no such folder" in caplog.text
     assert server.hopeless_reason() is None
+
+
+@pytest.mark.parametrize("load_error", [None, PackageError("no such folder")])
+def test_a_watch_begins_when_the_start_is_over_even_without_a_repository(
+    tmp_path: Path, load_error: Exception | None
+) -> None:
+    parts = Parts(load_error=load_error)
+    parts.watch = Watch(parts.done)
+    started(parts, tmp_path, stop=True)
+    assert parts.done == ["note", "load", "watch", "watch no more", "refuse", "finish", "close", "close"]

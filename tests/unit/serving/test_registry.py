@@ -20,6 +20,7 @@ from app.engines.base import Engine
 from app.engines.factory import EngineOptions, create_engine
 from app.errors import ChangeRefused, PackageError, Unavailable, UnknownModel
 from app.media.spec import ImageSpec, VideoSpec
+from app.repository import store
 from app.serving import selection
 from app.serving.deployment import ServingOptions
 from app.serving.observer import SilentObserver
@@ -125,9 +126,34 @@ def test_a_repository_without_packages_is_never_ready(make_package: MakePackage,
         registry.get("image", None)
 
 
-def test_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_is_refused(tmp_path: Path, make_package: MakePackage) -> None:
+    registry = ModelRegistry(tmp_path / "repo" / "later", ENGINE, OPTIONS)
     with pytest.raises(PackageError, match="no such folder"):
-        ModelRegistry(tmp_path / "nowhere", ENGINE).load_all()
+        registry.load_all()
+    assert registry.unready_reason() == "the model repository cannot be read"
+    shutil.copytree(make_package("model"), tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "repo" / "later")
+    assert registry.load("model").outcome == "loaded"
+    assert registry.unready_reason() is None
+    registry.close(PATIENCE_S)
+
+
+def test_a_folder_that_is_not_for_us_is_no_package(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    """As lost+found at the root of a volume."""
+    root = make_package("model")
+    (root / "a-file").touch()
+    (root / "lost+found").mkdir()
+    discovered = store.discover(root)
+    with pytest.MonkeyPatch.context() as patch:
+        iterdir = Path.iterdir
+
+        def refuse(folder: Path) -> Iterator[Path]:
+            if folder.name == "lost+found":
+                raise PermissionError(13, "Permission denied", str(folder))
+            return iterdir(folder)
+
+        patch.setattr(Path, "iterdir", refuse)
+        assert store.discover(root) == discovered
 
 
 def test_the_highest_version_of_a_name_is_served(make_package: MakePackage, make_registry: MakeRegistry) -> None:

@@ -107,8 +107,10 @@ def test_expecting_a_model_again_keeps_its_counts() -> None:
 
 def test_a_model_that_becomes_ready_later_gets_its_series_then() -> None:
     metrics = full()
+    metrics.expect_model("image", "late")
     metrics.model_ready("late", 2, True)
     assert series(metrics)['hiera_rows_total{model="late"}'] == 0
+    assert series(metrics)['hiera_requests_total{code="200",model="late",task="image"}'] == 0
     metrics.model_ready("late", 2, False)
     assert series(metrics)['hiera_model_ready{model="late",version="2"}'] == 0
 

@@ -49,6 +49,7 @@ def test_it_runs_confined(stack: Stack) -> None:
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     bindings = [binding["HostIp"] for port in host["PortBindings"].values() for binding in port]
     assert bindings == ["127.0.0.1"], "the port is open to the network without being asked"
+    assert "confined by seccomp" in log_of("server"), "the media workers' own filter does not stand in a container"
 
 
 def test_a_photo_is_classified_through_the_published_port(stack: Stack) -> None:

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 TEST_VENV := .venv-test
+AUDIT_VENV := .venv-audit
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-docker format lock clean
+.PHONY: help run test check fuzz audit test-docker format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -36,6 +37,20 @@ check: $(TEST_VENV)/.ready
 	@$(TEST_VENV)/bin/mypy
 	@$(TEST_VENV)/bin/lint-imports
 
+CASES ?= 20000
+SEED ?= 1
+fuzz: $(TEST_VENV)/.ready ## hostile input for a real server: CASES= of SEED=, or the one CASE= of it; REPORT= for a file
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) FUZZ_CASE=$(CASE) FUZZ_REPORT=$(REPORT) \
+	  $(TEST_VENV)/bin/python -m pytest --quiet $(if $(CASE),tests/fuzz/test_campaign.py,tests/fuzz)
+
+audit: $(TEST_VENV)/.ready ## known vulnerabilities of what is locked (asks PyPI's service), and of our own code
+	@$(TEST_VENV)/bin/ruff check --quiet --select S app export training
+	@$(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/pip install --quiet --upgrade pip-audit
+	@for lock in requirements/*.lock; do \
+	  $(AUDIT_VENV)/bin/pip-audit --strict --disable-pip --no-deps --requirement $$lock || exit; \
+	done
+
 test-docker: $(TEST_VENV)/.ready ## build the images and run docker-compose.yml with a real Docker engine (root, minutes)
 	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/docker/run.sh
 
@@ -56,4 +71,4 @@ lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools o
 	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml
 
 clean: ## remove the environments and the caches
-	rm -rf $(VENV) $(TEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -6,8 +6,8 @@ file: no URL, no playlist, no second file that a container names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import NoReturn, cast
 
 import av
@@ -16,7 +16,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from app.errors import BrokenMedia, UnsupportedMedia
+from app.errors import BrokenMedia, LimitExceeded, UnsupportedMedia
 from app.media import formats
 from app.media.limits import MediaLimits
 from app.media.reader import Data, MemoryFile
@@ -48,7 +48,7 @@ class VideoFile:
         self._limits = limits
         self._file = MemoryFile(data)
         try:
-            self.container = self._open()
+            self.container = self._open(self._file, DECODERS)
             self.stream = self._choose_stream()
         except BaseException:
             self._file.close()
@@ -59,7 +59,7 @@ class VideoFile:
         self.container.close()
         self._file.close()
         self._file = MemoryFile(self._data)
-        self.container = self._open()
+        self.container = self._open(self._file, DECODERS)
         self.stream = self._choose_stream()
 
     def packets(self) -> Iterator[Packet[VideoStream]]:
@@ -81,27 +81,33 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> InputContainer:
+    def _open(self, file: MemoryFile, decoders: Sequence[str]) -> InputContainer:
         demuxer = DEMUXERS[self.format]
         options = {
             "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif",
-            "codec_whitelist": ",".join(DECODERS),
+            "codec_whitelist": ",".join(decoders),
             "protocol_whitelist": "none",
             "max_streams": str(self._limits.max_streams + 1),  # one more, so that the check below can say how many
             "max_pixels": str(decoder_pixels(self._limits)),
             # libav would decode a frame just to look at it: 20 ms for 1080p. The headers hold what is needed.
             "skip_frame": "all",
         }
-        with broken_media(self._complaint()):
-            # The file-like object needs no more than what MemoryFile has.
-            opened = av.open(
-                self._file,
-                format=demuxer,
-                options=options,
-                buffer_size=_READ_BYTES,
-                io_open=_refuse,
-                metadata_errors="replace",
-            )
+        try:
+            with broken_media(self._complaint()):
+                # The file-like object needs no more than what MemoryFile has.
+                opened = av.open(
+                    file,
+                    format=demuxer,
+                    options=options,
+                    buffer_size=_READ_BYTES,
+                    io_open=_refuse,
+                    metadata_errors="replace",
+                )
+        except MemoryError as error:  # which libav also says beyond its `max_streams`
+            raise LimitExceeded(
+                f"the {self.format} file has more than {self._limits.max_streams} streams, or an index that takes more "
+                "memory than one file may take"
+            ) from error
         return cast(InputContainer, opened)
 
     def _choose_stream(self) -> VideoStream:
@@ -115,7 +121,7 @@ class VideoFile:
         if codec is None or codec.codec.name not in DECODERS:
             name = "an unknown way" if codec is None else codec.codec.name
             raise UnsupportedMedia(f"the video is coded in {name}, which is not read; H.264 in MP4 is")
-        limits.check_video_frame(codec.width, codec.height)
+        limits.check_video_frame(*self._size(chosen))
         limits.check_video_length(
             container.duration / av.time_base if container.duration else None, chosen.frames or None
         )
@@ -123,6 +129,16 @@ class VideoFile:
             if stream.index != chosen.index:
                 stream.discard = Discard.all
         return chosen
+
+    def _size(self, stream: VideoStream) -> tuple[int, int]:
+        """Width and height of a stream's frames by the headers; zeros where they do not say it."""
+        codec = stream.codec_context
+        if codec.width and codec.height:
+            return codec.width, codec.height
+        # libav forgets a size above its `max_pixels` when it opens the decoder. Without one, it does not.
+        with closing(MemoryFile(self._data)) as file, self._open(file, ("none",)) as untouched:
+            same = next((other for other in untouched.streams.video if other.index == stream.index), stream)
+            return same.codec_context.width, same.codec_context.height
 
     def declared_seconds(self, start_s: float) -> float | None:
         """How long the video lasts by the headers, if its first frame is shown at `start_s`.

@@ -38,7 +38,8 @@ class JsonLines(logging.Formatter):
         line.update(_fields(record))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        # ASCII alone: U+0085 and U+2028, which a path may hold, end a line for some who read logs.
+        return json.dumps(line, default=str)
 
 
 class PlainLines(logging.Formatter):

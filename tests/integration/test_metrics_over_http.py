@@ -43,6 +43,7 @@ def test_every_series_of_the_contract_is_there_from_the_start(start_server, colo
         engine = {"engine": "onnxruntime", "precision": "fp32", "device": "cpu"}
         assert series[key("hiera_engine_info", model=model, version="1", **engine)] == 1
         assert series[key("hiera_batch_cost_seconds", model=model, rows="1")] > 0
+    assert series[key("hiera_in_flight_rows")] == series[key("hiera_in_flight_bytes")] == 0
     assert sum(series[key("hiera_media_workers", state=state)] for state in WORKER_STATES) == 2
     restarts = [key("hiera_media_worker_restarts_total", reason=reason) for reason in RESTART_REASONS]
     assert [series[each] for each in restarts] == [0.0] * len(restarts)

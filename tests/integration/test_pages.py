@@ -27,6 +27,16 @@ def test_the_page_is_whole_without_any_other_host(client: httpx.Client) -> None:
         assert answer.headers["content-type"].startswith(("text/css", "text/javascript"))
 
 
+def test_the_page_is_kept_out_of_frames_and_tells_nobody_where_it_was_read(client: httpx.Client) -> None:
+    for path in ("/docs", "/docs/docs.js", "/docs/docs.css"):
+        headers = client.get(path).headers
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
 def test_the_page_explains_every_code_that_a_problem_can_carry(client: httpx.Client) -> None:
     raised = {kind.code for kind, _ in problems._STATUS if kind is not RequestError} | {HieraError.code}
     elsewhere = {"not_found", "method_not_allowed", "not_ready", "not_live", "draining", "headers_too_large"}

@@ -43,7 +43,7 @@ class RunningServer:
                 [sys.executable, "-m", "app.cli", "run"], stderr=log, stdout=log, env=environment
             )
         try:
-            self.url = self.wait_for(r'"url": "([^"]+)"')
+            self.url = self.wait_for(r'\burl"?[=:] ?"?(http[^"\s]+)')  # in either format of the log
         except BaseException:
             self.kill()
             raise

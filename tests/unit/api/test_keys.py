@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,23 @@ def sent(secret: str) -> list[tuple[bytes, bytes]]:
 
 def test_without_keys_none_is_required() -> None:
     assert not KeyRing().required
+
+
+def test_every_key_is_compared_whichever_fits_and_as_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the time tells must depend neither on how much of a secret was guessed nor on whose it is."""
+    compared: list[tuple[int, int]] = []
+    same = hmac.compare_digest
+
+    def watched(known: bytes, given: bytes) -> bool:
+        compared.append((len(known), len(given)))
+        return same(known, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    ring = KeyRing(["alice:aaa", "bob:bbb", "carol:ccc"])
+    for secret in ("aaa", "ccc", "wrong", "", "a" * 5000):
+        compared.clear()
+        ring.name_of(sent(secret))
+        assert compared == [(32, 32)] * 3
 
 
 def test_a_key_is_known_by_its_name() -> None:

@@ -161,7 +161,7 @@ def test_a_container_that_cannot_seek_is_read_from_its_start(monkeypatch: pytest
         def __getattr__(self, name: str) -> object:
             return miss if name == "seek" else getattr(self._container, name)
 
-    monkeypatch.setattr(VideoFile, "_open", lambda self: Stubborn(original(self)))
+    monkeypatch.setattr(VideoFile, "_open", lambda self, *how: Stubborn(original(self, *how)))
     taken, _ = numbers(data, dense(), clips=3)
     assert taken == [list(sample.frames) for sample in sample_clips(dense(), 600, 30.0, 3)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from contextlib import suppress
 from pathlib import Path
@@ -199,6 +200,26 @@ def test_each_limit_says_what_was_found_and_what_is_allowed() -> None:
         with pytest.raises(LimitExceeded, match=words):
             decode(data, limits)
     decode(data, MediaLimits(max_video_pixels=25_600, max_frames=300, max_streams=2, max_video_seconds=11))
+
+
+@pytest.mark.parametrize("name", list(CONTAINERS))
+def test_frames_far_beyond_the_limit_are_called_too_large_and_not_damaged(name: str) -> None:
+    """Found by fuzzing: above its own `max_pixels` libav forgets a size that only the container's header tells."""
+    clip = dataclasses.replace(CONTAINERS[name], frames=4, width=320, height=320)
+    with pytest.raises(LimitExceeded, match=r"320x320 = 102,400 pixels; at most 20,000"):
+        decode(write(clip), MediaLimits(max_video_pixels=20_000, max_side_pixels=320))
+
+
+@pytest.mark.parametrize(("tracks", "words"), [(5, "5 streams"), (40, "more than 4 streams")])
+def test_far_too_many_streams_are_called_so_and_not_a_lack_of_memory(tracks: int, words: str) -> None:
+    data = write(Clip(frames=4))
+    track = data[data.index(b"trak") - 4 :]
+    track = track[: int.from_bytes(track[:4], "big")]
+    at = data.index(b"moov") - 4
+    grown = int.from_bytes(data[at : at + 4], "big") + (tracks - 1) * len(track)
+    many = (data[:at] + grown.to_bytes(4, "big") + data[at + 4 :]).replace(track, track * tracks)
+    with pytest.raises(LimitExceeded, match=words):
+        decode(many, MediaLimits(max_streams=4))
 
 
 def test_frames_that_no_header_counts_are_counted() -> None:

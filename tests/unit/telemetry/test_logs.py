@@ -68,6 +68,18 @@ def test_what_a_caller_sent_cannot_pass_for_a_line_or_a_field(forged: str) -> No
     assert json.loads(text.partition("path=")[2]) == forged
 
 
+@pytest.mark.parametrize(
+    "forged", ["a\n{}", "a\x85{}", "a\u2028{}", "a\u2029{}", "a\x0b{}", 'a", "level": "error', "\u202e"]
+)
+def test_a_json_line_is_one_line_for_whoever_reads_it(forged: str) -> None:
+    """Found by fuzzing: a path with %C2%85 made two lines of one for readers that go by Unicode's line breaks."""
+    stream = written("json")
+    logging.getLogger("x").info("request", extra={"fields": {"path": forged}})
+    (line,) = stream.getvalue().splitlines()
+    assert line.isascii()
+    assert json.loads(line)["path"] == forged
+
+
 def test_lines_below_the_level_are_not_written() -> None:
     stream = written("plain", "warning")
     logging.getLogger("x").info("chatter")

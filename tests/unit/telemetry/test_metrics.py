@@ -14,6 +14,8 @@ CONTRACT = {
     "hiera_stage_duration_seconds": {"model", "stage"},
     "hiera_batch_rows": {"model"},
     "hiera_queue_rows": {"model"},
+    "hiera_in_flight_rows": set(),
+    "hiera_in_flight_bytes": set(),
     "hiera_rows_total": {"model"},
     "hiera_rejected_total": {"model", "reason"},
     "hiera_cancelled_total": {"model", "stage"},
@@ -65,6 +67,7 @@ def test_what_is_reported_arrives_in_its_series() -> None:
     metrics.stage_duration("m", "decode", 0.004)
     metrics.batch_rows("m", 6)
     metrics.queue_rows("m", 3)
+    metrics.in_flight(5, 700)
     metrics.rows_total("m", 6)
     metrics.rejected("m", "deadline")
     metrics.cancelled("m", "queue")
@@ -81,6 +84,8 @@ def test_what_is_reported_arrives_in_its_series() -> None:
         'hiera_batch_rows_count{model="m"}': 1,
         'hiera_batch_rows_sum{model="m"}': 6,
         'hiera_queue_rows{model="m"}': 3,
+        "hiera_in_flight_rows": 5,
+        "hiera_in_flight_bytes": 700,
         'hiera_rows_total{model="m"}': 6,
         'hiera_rejected_total{model="m",reason="deadline"}': 1,
         'hiera_cancelled_total{model="m",stage="queue"}': 1,

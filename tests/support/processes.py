@@ -1,0 +1,34 @@
+"""Processes of this machine, seen from outside (Linux's /proc)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def children(parent: int) -> frozenset[int]:
+    """Process ids of the children of `parent`, dead ones that nobody has reaped included."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == parent:
+            found.add(int(folder.name))
+    return frozenset(found)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that the process has in RAM."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The most memory that the process ever had in RAM."""
+    return _status_bytes(pid, "VmHWM")
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0

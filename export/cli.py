@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--max-batch", type=_positive, metavar="ROWS", help="the largest batch to measure (32 images, 8 clips)"
     )
+    verify.add_argument(
+        "--rows",
+        metavar="N|FOLDER",
+        help="instead: the gate over N rendered rows, or over a folder's photos, on the engine that serves",
+    )
+    verify.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino", "tensorrt"))
+    verify.add_argument("--engine-precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    verify.add_argument("--engine-device", default="auto", metavar="auto|cpu|cuda:N")
     verify.set_defaults(run=run_verify)
 
     _add_tensorrt(

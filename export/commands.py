@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.errors import PackageError
 from app.repository.manifest import Parity
-from app.repository.store import PackagePath, discover, latest, open_package
+from app.repository.store import Package, PackagePath, discover, latest, open_package
 from export.catalog import VARIANTS, Variant, find_variant
 from export.errors import BuildRefused
 
@@ -86,12 +86,54 @@ def _row(variant: Variant) -> tuple[str, ...]:
 def run_verify(options: Namespace) -> int:
     package = open_package(_package_path(options.package))
     manifest = package.manifest
+    if options.rows is not None:
+        return _run_agreement(options, package)
     from export.download import source_from_environment
     from export.verify import verify_package
 
     result = verify_package(package, options.weights, options.max_batch, source_from_environment(os.environ))
     print(f"{manifest.name} version {manifest.version} agrees with {result.against}:")
     print("\n".join(_parity_lines(result.parity)))
+    return 0
+
+
+def _run_agreement(options: Namespace, package: Package) -> int:
+    from app.engines.factory import EngineOptions
+    from export.agreement import check_agreement, measure_agreement, open_engine, photos, rendered, torch_judge
+    from export.download import source_from_environment
+    from export.verify import torch_model
+
+    manifest = package.manifest
+    found = torch_model(package, options.weights, source_from_environment(os.environ))
+    if found is None:
+        raise BuildRefused(f"--rows compares with torch, which needs the weights: pass --weights ({manifest.name})")
+    model, against = found
+    batch = options.max_batch or (16 if manifest.task == "image" else 2)
+    engine = open_engine(
+        package,
+        EngineOptions(
+            name=options.engine, precision=options.engine_precision, device=options.engine_device, max_batch=batch
+        ),
+    )
+    rows = (
+        rendered(manifest.row_shape, int(options.rows))
+        if options.rows.isdigit()
+        else photos(Path(options.rows), package)
+    )
+    try:
+        agreement = measure_agreement(engine, torch_judge(model, package), rows, batch)
+    finally:
+        engine.close()
+    print(f"{manifest.name} version {manifest.version}, {manifest.precision}, on {agreement.engine}")
+    print(f"against {against} in fp32, over {agreement.rows} rows:")
+    print(
+        f"  top-1 agreement {agreement.top1:.2%}; where they differ, torch led by {agreement.largest_lead:.2g} at most"
+    )
+    print(
+        f"  largest difference of a probability {agreement.max_probability:.2g}, "
+        f"of a row {agreement.mean_probability:.2g} on average"
+    )
+    check_agreement(agreement, package, engine.info.precision)
     return 0
 
 

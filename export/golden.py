@@ -30,10 +30,11 @@ def render_rows(row_shape: tuple[int, ...], count: int) -> NDArray[np.uint8]:
     Returns:
         uint8 [count, *row_shape].
     """
-    return np.stack([_render(row_shape, index) for index in range(count)])
+    return np.stack([render_row(row_shape, index) for index in range(count)])
 
 
-def _render(row_shape: tuple[int, ...], index: int) -> NDArray[np.uint8]:
+def render_row(row_shape: tuple[int, ...], index: int) -> NDArray[np.uint8]:
+    """One row of the series, uint8 [*row_shape]."""
     generator = np.random.default_rng(index)
     if index % _NOISE_EVERY == _NOISE_EVERY - 1:
         return generator.integers(0, 256, row_shape, dtype=np.uint8)

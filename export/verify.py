@@ -9,7 +9,7 @@ import numpy as np
 
 from app.repository.manifest import Parity
 from app.repository.store import GOLDEN, Package, sha256
-from export.catalog import Variant, find_variant
+from export.catalog import find_variant
 from export.download import WeightsSource
 from export.errors import CheckpointError
 from export.hiera import Hiera
@@ -40,9 +40,8 @@ def verify_package(
         CheckpointError: the weights given are not those that the package was built from.
     """
     manifest = package.manifest
-    variant = find_variant(manifest.variant)
     batches = batch_sizes(max_batch or LARGEST_BATCH[manifest.task])
-    found = _torch_model(package, variant, weights, source)
+    found = torch_model(package, weights, source)
     if found is None:
         expected, against = _golden_reference(package, max(batches)), "the golden sample that torch left in it"
     else:
@@ -54,9 +53,13 @@ def verify_package(
     return Verification(parity, against)
 
 
-def _torch_model(
-    package: Package, variant: Variant, weights: Path | None, source: WeightsSource
-) -> tuple[Hiera, str] | None:
+def torch_model(package: Package, weights: Path | None, source: WeightsSource) -> tuple[Hiera, str] | None:
+    """The model that a package was built from, and whence its weights; None where they cannot be had.
+
+    Raises:
+        CheckpointError: the weights given are not those that the package was built from.
+    """
+    variant = find_variant(package.manifest.variant)
     recorded = package.manifest.weights
     if weights is None and recorded.random_seed is not None:
         model = rebuild_random(variant, recorded.random_seed, package.manifest.num_classes)

@@ -1,0 +1,151 @@
+"""The gate for lower precision and for other engines: do they name the classes that fp32 names, over a thousand rows?
+
+The golden sample is a handful of rows, which a server can run at every start. This is the long look that is taken
+once: photos from a folder, or rendered rows, through the engine as the server would run it and through torch in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from app.engines.base import Engine, Probabilities, Rows
+from app.engines.factory import EngineOptions, candidates, create_engine
+from app.errors import RequestError
+from app.media.image import decode_image
+from app.media.limits import MediaLimits
+from app.media.spec import ImageSpec
+from app.repository.store import Package
+from export.errors import BuildRefused, ParityFailed
+from export.golden import render_row
+from export.hiera import Hiera
+from export.parity import TOLERANCES, normalise
+
+# What must agree, in rows of 1: weights that were trained are sure of most rows, random ones of few.
+LEAST_AGREEMENT_TRAINED = 1.0
+LEAST_AGREEMENT_RANDOM = 0.999
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An engine beside torch in fp32.
+
+    Attributes:
+        rows: how many were looked at.
+        top1: share of rows with the same likeliest class.
+        max_probability, mean_probability: largest difference of any class's probability, of any row and on average.
+        largest_lead: the most by which torch preferred its class to the engine's, as a difference of probabilities.
+        engine: what computed, in words.
+    """
+
+    rows: int
+    top1: float
+    max_probability: float
+    mean_probability: float
+    largest_lead: float
+    engine: str
+
+
+class Judge(Protocol):
+    """Torch in fp32, or what stands for it: uint8 rows [n, …] to probabilities [n, classes]."""
+
+    def __call__(self, rows: Rows) -> Probabilities: ...
+
+
+def rendered(row_shape: tuple[int, ...], count: int) -> Iterator[NDArray[np.uint8]]:
+    """`count` rows of the series that golden samples are from, one by one."""
+    return (render_row(row_shape, index) for index in range(count))
+
+
+def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
+    """The rows of every image file below `folder`, by path; files that are no images are passed over.
+
+    Raises:
+        BuildRefused: the package is of videos, or there is no image.
+    """
+    manifest = package.manifest
+    if manifest.task != "image":
+        raise BuildRefused(f"{manifest.name} is of videos: pass --rows a number instead of a folder")
+    geometry = manifest.preprocessing
+    spec = ImageSpec(geometry.resize_short_side, geometry.height, geometry.width, geometry.interpolation, exact=True)
+    found = False
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        row = np.empty(manifest.row_shape, np.uint8)
+        try:
+            decode_image(path.read_bytes(), spec, MediaLimits(), row)
+        except RequestError:
+            continue
+        found = True
+        yield row
+    if not found:
+        raise BuildRefused(f"{folder} holds no image")
+
+
+def torch_judge(model: Hiera, package: Package) -> Judge:
+    """The model in fp32, its normalisation outside the graph."""
+    model.eval()
+
+    def judge(rows: Rows) -> Probabilities:
+        with torch.inference_mode():
+            logits = model(normalise(rows, package.manifest.preprocessing))
+            probabilities: Probabilities = logits.softmax(dim=1).numpy()
+        return probabilities
+
+    return judge
+
+
+def open_engine(package: Package, options: EngineOptions) -> Engine:
+    """The engine that a server with these settings tries first. Raises EngineUnavailable or PackageError."""
+    manifest = package.manifest
+    name = candidates(options)[0]
+    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+
+
+def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.uint8]], batch: int) -> Agreement:
+    """Run rows through both, in batches that bound the memory."""
+    same = 0
+    count = 0
+    largest = lead = total = 0.0
+    bar = tqdm(desc="rows", unit="row", leave=False, disable=None)
+    while chunk := list(islice(rows, batch)):
+        stack = np.stack(chunk)
+        expected, actual = judge(stack), engine.run(stack)
+        best, chosen = expected.argmax(axis=1), actual.argmax(axis=1)
+        at = np.arange(len(stack))
+        same += int((best == chosen).sum())
+        count += len(stack)
+        differences = np.abs(actual - expected).max(axis=1)
+        # Written so that what is not a number stays: it compares false with everything.
+        largest = largest if float(differences.max()) <= largest else float(differences.max())
+        total += float(differences.sum())
+        lead = max(lead, float((expected[at, best] - expected[at, chosen]).max()))
+        bar.update(len(stack))
+    bar.close()
+    info = engine.info
+    return Agreement(count, same / count, largest, total / count, lead, f"{info.name} {info.precision}, {info.detail}")
+
+
+def check_agreement(agreement: Agreement, package: Package, computed_in: str) -> None:
+    """Raises ParityFailed where too many rows get another class, or a probability is too far off.
+
+    Args:
+        computed_in: the engine's precision; the looser bound of it and of the graph's counts.
+    """
+    manifest = package.manifest
+    least = LEAST_AGREEMENT_RANDOM if manifest.random_weights else LEAST_AGREEMENT_TRAINED
+    allowed = max(bound.probability for name, bound in TOLERANCES.items() if name in (manifest.precision, computed_in))
+    faults = []
+    if agreement.top1 < least:
+        faults.append(f"top-1 agreement is {agreement.top1:.2%}, at least {least:.1%} is needed")
+    if not agreement.max_probability <= allowed:
+        faults.append(f"a probability differs by {agreement.max_probability:.2g}, at most {allowed:g} is allowed")
+    if faults:
+        raise ParityFailed(f"over {agreement.rows} rows on {agreement.engine}: {'; '.join(faults)}")

@@ -110,6 +110,21 @@ class ServerProcess:
             os.killpg(process.pid, signal.SIGKILL)
         self._log.close()
 
+    def terminate(self) -> None:
+        """Ask the first process to end (SIGTERM), and do not wait."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit status of the first process, once it has ended.
+
+        Raises:
+            TimeoutExpired: it has not.
+        """
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.wait(timeout_s)
+
     def log_tail(self, size: int = 2000) -> str:
         """The end of what the server printed."""
         end = self._log.seek(0, os.SEEK_END)

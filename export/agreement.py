@@ -89,14 +89,15 @@ def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
         raise BuildRefused(f"{folder} holds no image")
 
 
-def torch_judge(model: Hiera, package: Package) -> Judge:
+def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:
     """The model in fp32, its normalisation outside the graph."""
-    model.eval()
+    model.to(device).eval()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32
 
     def judge(rows: Rows) -> Probabilities:
         with torch.inference_mode():
-            logits = model(normalise(rows, package.manifest.preprocessing))
-            probabilities: Probabilities = logits.softmax(dim=1).numpy()
+            logits = model(normalise(rows, package.manifest.preprocessing).to(device))
+            probabilities: Probabilities = logits.softmax(dim=1).cpu().numpy()
         return probabilities
 
     return judge

@@ -72,8 +72,9 @@ def load_models(
     """Load every package of the repository; returns when each is ready or failed, and `watch`, if any, has begun."""
     if watch is not None:
         watch.note()
-    try:
+    with contextlib.suppress(PackageError):  # the registry says what is wrong
         metrics.expect_models(_packaged_models(root))
+    try:
         registry.load_all()
     except PackageError as error:
         _log.error("the model repository cannot be read: %s", error)

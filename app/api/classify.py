@@ -21,7 +21,7 @@ from app.api.refusals import RecentRefusals
 from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult, ImageResults, Problem
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
-from app.errors import DeadlineExceeded, Overloaded, RequestCancelled
+from app.errors import DeadlineExceeded, MalformedRequest, Overloaded, RequestCancelled
 from app.media.shared import SharedBytes
 from app.serving.observer import ServingObserver
 from app.serving.results import Classification, Task
@@ -110,14 +110,20 @@ async def _classify_each(
 ) -> list[Classification | Exception]:
     """Each file's own outcome, in their order. The error of a file that came alone is raised."""
     if len(files) == 1:
-        return [await service.classify(ticket, files[0])]
-    outcomes = await asyncio.gather(*(service.classify(ticket, file) for file in files), return_exceptions=True)
+        return [await _classify_one(service, ticket, files[0])]
+    outcomes = await asyncio.gather(*(_classify_one(service, ticket, file) for file in files), return_exceptions=True)
     settled: list[Classification | Exception] = []
     for outcome in outcomes:
         if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             raise outcome
         settled.append(outcome)
     return settled
+
+
+async def _classify_one(service: Service, ticket: Ticket, file: SharedBytes) -> Classification:
+    if file.size == 0:
+        raise MalformedRequest("the file is empty")
+    return await service.classify(ticket, file)
 
 
 def _answer(outcomes: Sequence[Classification | Exception], exchange: Exchange) -> str:

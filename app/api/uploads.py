@@ -119,7 +119,7 @@ def envelope_of(body: Body, task: Task, limits: UploadLimits) -> Envelope:
 
 
 async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadline: float) -> None:
-    """Read the body into `uploads`, which holds at least one file afterwards; a file that is alone is not empty.
+    """Read the body into `uploads`, which holds at least one file afterwards, perhaps an empty one.
 
     Raises:
         MalformedRequest: no file, or an envelope that cannot be read.
@@ -139,8 +139,6 @@ async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadli
         await body.read(uploads.write, max_bytes=envelope.max_body_bytes, deadline=deadline)
     if not uploads.files:
         raise MalformedRequest(f"there is no file in the body; send it in a part named {FILE_PART!r}")
-    if len(uploads.files) == 1 and uploads.files[0].size == 0:
-        raise MalformedRequest("the file is empty")
 
 
 def _feeder(boundary: bytes, parts: _Parts) -> Callable[[bytes], None]:

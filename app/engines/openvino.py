@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import openvino as ov
 
 from app.engines.base import EngineInfo, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
+
+logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
@@ -49,30 +52,22 @@ def open_engines(
         precision: "fp32", "bf16" or "fp16", as `cpu_precision` gives it.
         threads: cores to compute on, shared out among the engines.
         count: of engines. OpenVINO calls them streams.
-        cache_dir: keeps the compiled model, which makes the next start several times quicker; None keeps nothing.
+        cache_dir: keeps the compiled model, which makes the next start several times quicker; None keeps nothing. One
+            that fails (a disk that is full, or read-only by now) is done without.
 
     Raises:
         PackageError: the graph cannot be compiled, or is not what a package holds.
     """
-    core = ov.Core()
-    if cache_dir is not None:
-        core.set_property({"CACHE_DIR": str(cache_dir)})
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY" if count == 1 else "THROUGHPUT",
+        "NUM_STREAMS": str(count),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        # Pinned threads would fight the media workers for their cores and not move away.
+        "ENABLE_CPU_PINNING": "NO",
+    }
     try:
-        model = core.read_model(graph)
-        # Only what is asked for is computed.
-        model = ov.Model([model.output("probabilities")], model.get_parameters())
-        compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY" if count == 1 else "THROUGHPUT",
-                "NUM_STREAMS": str(count),
-                "INFERENCE_NUM_THREADS": str(threads),
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-                # Pinned threads would fight the media workers for their cores and not move away.
-                "ENABLE_CPU_PINNING": "NO",
-            },
-        )
+        compiled = _compile_cached(graph, properties, cache_dir)
     except RuntimeError as error:
         raise PackageError(f"{graph}: OpenVINO cannot compile it ({error})") from error
     _check_graph(graph, compiled, row_shape)
@@ -80,6 +75,26 @@ def open_engines(
     detail = f"OpenVINO {ov.__version__}, {each} thread{'s' if each > 1 else ''}, {platform.machine()}"
     info = EngineInfo("openvino", precision, "cpu", detail)
     return [OpenVinoEngine(compiled, info, row_shape, classes, max_batch) for _ in range(count)]
+
+
+def _compile_cached(graph: Path, properties: dict[str, str], cache_dir: Path | None) -> ov.CompiledModel:
+    if cache_dir is None:
+        return _compile(ov.Core(), graph, properties)
+    try:
+        core = ov.Core()
+        core.set_property({"CACHE_DIR": str(cache_dir)})
+        return _compile(core, graph, properties)
+    except RuntimeError as error:
+        compiled = _compile(ov.Core(), graph, properties)  # raises again if it was not the cache
+        logger.warning("OpenVINO does without its cache in %s (%s)", cache_dir, str(error).strip())
+        return compiled
+
+
+def _compile(core: ov.Core, graph: Path, properties: dict[str, str]) -> ov.CompiledModel:
+    model = core.read_model(graph)
+    # Only what is asked for is computed.
+    model = ov.Model([model.output("probabilities")], model.get_parameters())
+    return core.compile_model(model, "CPU", properties)
 
 
 class OpenVinoEngine:

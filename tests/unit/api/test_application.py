@@ -213,6 +213,19 @@ def test_of_several_files_one_that_fails_inside_costs_the_others_nothing(log: io
     assert service.tickets[0].released == 1
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_empty_file_among_several_costs_itself_alone(count: int) -> None:
+    service = SteeredService()
+    files = [("file", b"x")] * (count - 1) + [("file", b"")]
+    response = ask(build(service), "POST", "/classify/image", files=files)
+    results = response.json()["results"]
+    assert response.status_code == 200
+    assert [each.get("status", 200) for each in results] == [200] * (count - 1) + [400]
+    assert (results[-1]["code"], results[-1]["detail"]) == ("malformed_request", "the file is empty.")
+    alone = ask(build(service), "POST", "/classify/image", files=[("file", b"")])
+    assert (alone.status_code, alone.json()["code"]) == (400, "malformed_request")
+
+
 def test_a_deadline_and_an_overload_while_working_reach_the_caller() -> None:
     late = ask(build(SteeredService(DeadlineExceeded("too late"))), "POST", "/classify/image", files={"file": b"x"})
     assert (late.status_code, late.json()["detail"]) == (504, "too late.")

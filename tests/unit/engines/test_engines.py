@@ -110,6 +110,21 @@ def test_openvino_keeps_its_compiled_model_in_the_cache_folder(make_graph: MakeG
     assert list((cache / "openvino").iterdir())
 
 
+def test_openvino_does_without_a_cache_that_fails_while_the_server_runs(
+    make_graph: MakeGraph, tmp_path: Path, rows: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()  # below it even root cannot make a folder
+    options = EngineOptions(threads=1, precision="fp32", max_batch=8, cache_dir=tmp_path / "file")
+    graph = make_graph()
+    np.testing.assert_allclose(build("openvino", graph, options).run(rows), build("openvino", graph).run(rows))
+    assert "does without its cache" in caplog.text
+    caplog.clear()
+    graph.write_bytes(b"no graph")
+    with pytest.raises(PackageError, match="cannot compile it"):
+        build("openvino", graph, options)
+    assert "cache" not in caplog.text
+
+
 def test_streams_answer_side_by_side_as_one_engine_does(make_graph: MakeGraph, rows: np.ndarray) -> None:
     graph, options = make_graph(), EngineOptions(threads=2, precision="fp32", max_batch=8)
     alone = build("openvino", graph)

@@ -11,7 +11,7 @@
 #   PYTHON               runs this project's server, and its pip installs into that environment (python3)
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-export PYTHON=${PYTHON:-python3} PYTHONPATH=$PWD
+export PYTHON=${PYTHON:-python3}
 
 if [ -z "${TRITON_PYTHON:-}" ]; then
     base=${TRITON_BASE_PYTHON:-/usr/bin/python3.11}
@@ -26,4 +26,4 @@ if [ -z "${TRITON_PYTHON:-}" ]; then
 fi
 repository=${1:-model_repo}
 [ $# = 0 ] || shift
-exec "$TRITON_PYTHON" tests/deploy/triton_server/check_triton.py "$repository" "$@"
+PYTHONPATH=$PWD exec "$TRITON_PYTHON" tests/deploy/triton_server/check_triton.py "$repository" "$@"

@@ -25,6 +25,7 @@ class Entry:
     reason: str | None = None
     manifest: Manifest | None = None
     deployment: Deployment | None = None
+    no_engine: str | None = None  # what this machine lacks for it, where that is why it failed
 
     @property
     def answers(self) -> bool:
@@ -90,7 +91,8 @@ class ModelCatalog:
             if not ready and not self._entries:
                 return self._trouble or f"{self._root.name} holds no model package, or all were unloaded"
             if not ready:
-                return "no model could be loaded"
+                lacks = dict.fromkeys(entry.no_engine for entry in self._entries.values() if entry.no_engine)
+                return "no model could be loaded" + (f": {'; '.join(lacks)}" if lacks else "")
             lost = [f"{each.model.name}: {each.unready_reason}" for each in ready if each.unready_reason is not None]
             return "; ".join(lost) or None
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from app.engines.factory import EngineOptions
-from app.errors import ChangeRefused, HieraError, PackageError, Unavailable, UnknownModel
+from app.errors import ChangeRefused, EngineUnavailable, HieraError, PackageError, Unavailable, UnknownModel
 from app.media.heap import give_back_freed_memory
 from app.repository.store import Package, PackagePath, discover, fingerprint, open_package
 from app.serving.catalog import Entry, ModelCatalog
@@ -231,6 +231,7 @@ class ModelRegistry(ModelCatalog):
                 entry.reason = f"version {path.version} was refused: {_reason(error)}"
                 if entry.deployment is None:
                     entry.version, entry.state = path.version, "failed"
+                    entry.no_engine = str(error) if isinstance(error, EngineUnavailable) else None
             raise
         with self._lock:
             closed, old = self._closed, entry.deployment

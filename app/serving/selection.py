@@ -215,17 +215,24 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
 
 
 def _build_all(package: Package, names: list[str], options: EngineOptions) -> tuple[dict[str, Engine], dict[str, str]]:
-    """The engines that pass the golden check, and what each did. Raises PackageError when none passes."""
+    """The engines that pass the golden check, and what each did.
+
+    Raises:
+        PackageError: none passes.
+        EngineUnavailable: none can be had, which is no fault of the package.
+    """
     passed: dict[str, Engine] = {}
     details: dict[str, str] = {}
+    refused = False
     for name in names:
         try:
             passed[name], details[name] = _build_proven(package, name, options)
         except (EngineUnavailable, PackageError, EngineError) as error:
             logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
             details[name] = str(error)
+            refused = refused or not isinstance(error, EngineUnavailable)
     if not passed:
-        raise PackageError("; ".join(details.values()))
+        raise (PackageError if refused else EngineUnavailable)("; ".join(details.values()))
     return passed, details
 
 

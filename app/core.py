@@ -28,6 +28,7 @@ from app.serving.service import Service, ServiceDefaults
 from app.serving.supervisor import SupervisionOptions
 from app.serving.watch import RepositoryWatch
 from app.settings import Settings
+from app.telemetry.gpu import watch_gpus
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger("hiera.server")
@@ -83,7 +84,8 @@ def load_models(
 
 
 def create_registry(settings: Settings, metrics: Metrics) -> ModelRegistry:
-    """The models and their engines, not loaded."""
+    """The models and their engines, not loaded; `metrics` get the GPUs of the machine too."""
+    watch_gpus(metrics.registry)
     defaults: dict[Task, str] = {}
     if settings.default_image_model:
         defaults["image"] = settings.default_image_model

@@ -64,8 +64,7 @@ def _spoilt(draw: Random, samples: Mapping[str, bytes], mutators: Mapping[str, M
     data = samples[draw.choice(_samples_of(form, "jpeg" in mutators))]
     chance = draw.random()
     if chance < _COSTLY_SHARE and form in _COSTLY:
-        made_of = samples["jpeg, progressive"] if form == "jpeg" else data
-        return f"{form}, costly", _COSTLY[form](draw, made_of)
+        return f"{form}, costly", _COSTLY[form](draw, data)
     if chance < _COSTLY_SHARE + _SPLICED_SHARE:
         return f"{form}, spliced", splice(draw, data, samples[draw.choice(sorted(samples))])
     if chance < 0.4:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from functools import cache
 from random import Random
 
 from mutation import any_of, number, packed, replaced
+from PIL import Image
 
 _BARE = frozenset((0xD8, 0xD9, 0x01, *range(0xD0, 0xD8)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -84,15 +87,18 @@ def scans(draw: Random, data: bytes) -> bytes:
 
 
 def progressive_bomb(draw: Random, data: bytes) -> bytes:
-    """A progressive picture that claims to be large, with hundreds of scans of next to nothing."""
-    found = _first(data, frozenset((0xC2,)))
-    side = draw.choice((2000, 6000, 10_000, 20_000))
-    if found is None:
-        return data
-    large = replaced(data, found[0] + 5, struct.pack(">HH", side, side))
+    """A large blank picture, and one of its scans hundreds of times: kilobytes that cost a decoder a minute."""
+    large = _blank(draw.choice((2000, 5000)))
     coded = [(start, end) for marker, start, end in segments_of(large) if marker == 0xDA]
-    scan = b"".join(large[start : min(end, start + 12)] for start, end in coded[1:])
-    return large[: coded[0][1]] + scan * draw.choice((10, 100)) + b"\xff\xd9" if coded else large
+    start, end = draw.choice(coded)
+    return large[: coded[-1][1]] + large[start:end] * draw.choice((30, 300, 1000)) + b"\xff\xd9"
+
+
+@cache
+def _blank(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "JPEG", progressive=True)
+    return file.getvalue()
 
 
 def scan_data(draw: Random, data: bytes) -> bytes:

@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 SEED = int(os.environ.get("FUZZ_SEED") or 1)
-CASES = int(os.environ.get("FUZZ_CASES") or 1000)
+CASES = int(os.environ.get("FUZZ_CASES") or 2000)
 ONLY_CASE = int(os.environ["FUZZ_CASE"]) if os.environ.get("FUZZ_CASE") else None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from docker_engine import docker, inspect
+from docker_engine import docker, inspect, log_of_container
 
 IMAGE = os.environ["SERVER_GPU_IMAGE"]
 READY = "/usr/local/bin/healthcheck.py"
@@ -40,7 +41,7 @@ def settled(identity: str, timeout_s: float = 120) -> str:
         if said and "being" not in said:  # loaded, started
             return said
         time.sleep(0.5)
-    raise AssertionError(f"no answer within {timeout_s:g} s: {docker('logs', identity)}")
+    raise AssertionError(f"no answer within {timeout_s:g} s: {log_of_container(identity)}")
 
 
 def test_it_says_how_large_it_is() -> None:
@@ -67,6 +68,9 @@ def test_without_a_gpu_it_serves_on_the_cpu() -> None:
 
 def test_pinned_to_a_gpu_that_is_not_there_it_says_so() -> None:
     with server("HIERA_ENGINE_DEVICE=cuda") as identity:
-        said = settled(identity)
-        print(f"\n   {said}")
-        assert "cuda" in said.lower() or "gpu" in said.lower()
+        assert "not_ready" in settled(identity)
+        reasons = {each["reason"] for each in json.loads(ask(identity, "/models"))["models"]}
+        log = log_of_container(identity)
+    print(f"\n   {reasons}")
+    assert all("HIERA_ENGINE_DEVICE=cuda" in reason for reason in reasons)
+    assert "GPU" in log, "only who asks is told"

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from docker_engine import NETWORK, compose, docker, free_port, log_of
+from docker_engine import compose, free_port, log_of
 from sample_files import panning_video, photo
 
 ROOT = Path(__file__).parents[2]
-GPU_METRICS = ROOT / "tests" / "docker" / "gpu_metrics.txt"
 
 
 class Stack:
-    """The server, Prometheus, and a stand-in for the GPU's exporter, as docker-compose.yml starts them."""
+    """The server and Prometheus, as docker-compose.yml starts them."""
 
     def __init__(self) -> None:
         ports = {name: str(free_port()) for name in ("SERVER_PORT", "PROMETHEUS_PORT")}
@@ -32,16 +31,10 @@ class Stack:
         compose("up", "--detach", "--no-build", "server", "prometheus")
         self.wait_until_ready(180)
         self.ready_after_s = time.monotonic() - begin
-        docker(
-            "run", "--detach", "--rm", "--name", f"{NETWORK}-gpu-metrics", "--network", NETWORK,
-            "--network-alias", "gpu-metrics", "--volume", f"{GPU_METRICS}:/srv/metrics:ro", "--workdir", "/srv",
-            os.environ["BASE_IMAGE"], "python3", "-m", "http.server", "9400",
-        )  # fmt: skip
 
     def down(self) -> None:
         self.server.close()
         self.prometheus.close()
-        docker("rm", "--force", f"{NETWORK}-gpu-metrics", check=False)
         compose("down", "--volumes", "--timeout", "5")
 
     def is_ready(self) -> bool:

@@ -9,7 +9,6 @@ import subprocess
 from typing import Any
 
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "hiera-test")
-NETWORK = f"{PROJECT}_default"
 
 
 def docker(*arguments: str, check: bool = True) -> str:
@@ -50,7 +49,11 @@ def container(service: str) -> str:
 
 def log_of(service: str) -> str:
     """Everything that a service's container wrote, to either stream."""
-    command = [os.environ["DOCKER"], "logs", container(service)]
+    return log_of_container(container(service))
+
+
+def log_of_container(identity: str) -> str:
+    command = [os.environ["DOCKER"], "logs", identity]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
 
 

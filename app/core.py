@@ -150,7 +150,7 @@ def _connect(
     peers: Peers | None = None,
 ) -> Core[Models]:
     cpus = available_cpus()
-    image_workers = max(1, (settings.image_workers or cpus) // processes)
+    image_workers = max(1, (settings.image_workers or max(2, cpus)) // processes)
     video_workers = max(1, (settings.video_workers or cpus // 2) // processes)
     pool = MediaPool(
         image_workers=image_workers,
@@ -169,6 +169,7 @@ def _connect(
             max_rows=settings.max_queue_rows,
             max_bytes=settings.max_in_flight_bytes,
             on_reject=metrics.rejected,
+            on_change=metrics.in_flight,
             peers=peers,
         ),
         ServiceDefaults(

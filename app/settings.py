@@ -129,7 +129,7 @@ class Settings(BaseSettings):
 
     # Media
     image_workers: Count = 0
-    """Processes that decode images; 0 means one for each available core."""
+    """Processes that decode images; 0 means one for each available core, and two on one core: one may be lost."""
     video_workers: Count = 0
     """Processes that decode videos; 0 means one for every two available cores."""
     media_worker_memory_bytes: Annotated[int, Field(ge=64 * _MIB)] = 2048 * _MIB

@@ -315,7 +315,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--capacity-seconds", type=float, default=15.0)
     parser.add_argument("--callers", type=int, default=8, help="in the closed loop that finds the capacity")
     parser.add_argument("--in-flight", type=int, default=1500, help="most requests of the storm at a time")
-    parser.add_argument("--kills-per-s", type=float, default=0.4, help="media workers killed")
+    parser.add_argument("--kills-per-s", type=float, default=0.3, help="media workers killed")
     parser.add_argument("--timeout-ms", type=int, default=2000, help="of photos")
     parser.add_argument("--video-timeout-ms", type=int, default=5000)
     parser.add_argument("--server-cores", type=_cores, default=(), help="CPUs of the server, as 0,1 (all)")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 from colours import RED, image_of, video_of
 from prometheus_client.parser import text_string_to_metric_families
+from raw_http import connect, post_head
+from running_server import RunningServer
 
 from app.media.pool import RESTART_REASONS, WORKER_STATES
 from app.telemetry.metrics import CODES, REJECTION_REASONS, STAGES
@@ -71,6 +75,21 @@ def test_requests_rows_and_stages_are_counted(client: httpx.Client) -> None:
     assert rise("hiera_stage_duration_seconds_count", model="colours", stage="upload") == 2
     assert rise("hiera_batch_rows_sum", model="colours") == 2
     assert rise("hiera_request_duration_seconds_count", task="image", model="colours") == 2
+
+
+def test_what_admission_holds_is_seen_while_it_does(server: RunningServer) -> None:
+    held = (key("hiera_in_flight_rows"), key("hiera_in_flight_bytes"))
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 5000") + b"x")
+        _wait_until(lambda: [scrape(server.url)[each] for each in held] == [1.0, 5000 + 8 * 8 * 3])
+    _wait_until(lambda: [scrape(server.url)[each] for each in held] == [0.0, 0.0])
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_openmetrics_is_given_when_it_is_asked_for(client: httpx.Client) -> None:

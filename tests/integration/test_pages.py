@@ -39,7 +39,15 @@ def test_the_page_is_kept_out_of_frames_and_tells_nobody_where_it_was_read(clien
 
 def test_the_page_explains_every_code_that_a_problem_can_carry(client: httpx.Client) -> None:
     raised = {kind.code for kind, _ in problems._STATUS if kind is not RequestError} | {HieraError.code}
-    elsewhere = {"not_found", "method_not_allowed", "not_ready", "not_live", "draining", "headers_too_large"}
+    elsewhere = {
+        "admin_off",
+        "not_found",
+        "method_not_allowed",
+        "not_ready",
+        "not_live",
+        "draining",
+        "headers_too_large",
+    }
     anchors = set(re.findall(r'<tr id="(\w+)">', client.get("/docs").text))
     assert raised | elsewhere <= anchors
 
@@ -59,6 +67,9 @@ def test_the_openapi_document_has_every_route_of_the_contract(document: dict) ->
         "/health/live",
         "/health/ready",
         "/metrics",
+        "/admin/models",
+        "/admin/models/{name}",
+        "/admin/reload",
     }
 
 
@@ -94,4 +105,4 @@ def test_the_document_tells_parameters_bodies_and_problems(document: dict) -> No
 def test_the_document_is_valid_openapi(document: dict) -> None:  # type: ignore[type-arg]
     schema = schemathesis.openapi.from_dict(document)
     operations = list(schema.get_all_operations())
-    assert [type(operation).__name__ for operation in operations] == ["Ok"] * 8
+    assert [type(operation).__name__ for operation in operations] == ["Ok"] * 12

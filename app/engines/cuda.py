@@ -92,7 +92,7 @@ class CudaDevice:
         self.name = f"cuda:{self.index}"
         properties = self._call(runtime.cudaGetDeviceProperties(self.index))
         self.architecture = f"sm_{properties.major}{properties.minor}"
-        title = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+        title = bytes(properties.name).partition(b"\0")[0].decode()
         self.description = f"{title}, {properties.totalGlobalMem / 2**30:.0f} GiB"
 
     def use(self) -> None:

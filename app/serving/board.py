@@ -66,6 +66,6 @@ class AdmissionBoard:
 
 
 def _column(device: str) -> int:
-    """cpu, cuda:0, cuda:1, …"""
-    kind, _, number = device.partition(":")
+    """cpu, cuda:0, cuda:1, …; of several together ("cuda:0,cuda:1") the first stands for all."""
+    kind, _, number = device.partition(",")[0].partition(":")
     return 2 + (0 if kind == "cpu" else 1 + int(number or 0) % (_DEVICES - 1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,11 @@ def test_a_plan_that_is_tampered_with_is_not_found(bf16: Path) -> None:
     plan.unlink()
     with pytest.raises(EngineUnavailable, match="run hiera-export tensorrt"):
         find_plan(bf16 / "model.onnx", KEY)
+
+
+def test_a_machine_that_builds_plans_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import export.cli, export.tensorrt_plan"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_without_a_target_it_asks_for_a_gpu(

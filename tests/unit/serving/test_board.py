@@ -59,6 +59,13 @@ def test_the_predicted_wait_holds_the_work_of_the_others_on_that_device(board: i
     assert here.predicted_wait_s("cuda:1") == 1
 
 
+def test_a_model_on_several_gpus_counts_for_the_first_of_them(board: int) -> None:
+    here, there = admissions(board)
+    admit(there, 3, lane=Lane("both", "cuda:1,cuda:2", lambda rows: rows * 1.0))
+    assert here.predicted_wait_s("cuda:1") == 3
+    assert here.predicted_wait_s("cuda:2") == 0
+
+
 def test_what_is_released_is_off_the_board(board: int) -> None:
     here, there = admissions(board)
     here.admit(LANE, rows=4, nbytes=10, deadline=time.monotonic() + 1000).release()

@@ -8,7 +8,7 @@ export DOCKER_BUILDKIT=1
 
 no_engine() {
     local line="******************************************************************************"
-    printf '\n%s\n' "$line" "** THE DOCKER TESTS DID NOT RUN: $1" \
+    printf '%s\n' "" "$line" "** THE DOCKER TESTS DID NOT RUN: $1" \
         "** docker-compose.yml was not started and nothing about it was proven here." "$line" >&2
     exit 3
 }

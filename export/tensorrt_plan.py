@@ -1,7 +1,7 @@
 """Builds TensorRT plans for a package: strongly typed, checked against the golden sample, kept beside the graph.
 
-It needs TensorRT, cuda-bindings and onnx, and no torch: it runs where the plan will. The graph carries the precision. In
-fp16 and bf16 every attention must get a fused kernel, or the build fails: TensorRT takes it apart only where that is
+It needs TensorRT, cuda-bindings and onnx, and no torch: it runs where the plan will. The graph carries the precision.
+In fp16 and bf16 every attention must get a fused kernel, or the build fails: TensorRT takes it apart only where that is
 allowed. In fp32 there are no such kernels.
 """
 

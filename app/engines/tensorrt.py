@@ -55,7 +55,7 @@ class TensorRtEngine:
         self._check(trt, plan)
         self._pipeline = Pipeline(device, row_shape, classes, batch_ladder(self.max_batch))
         try:
-            self._context = self._engine.create_execution_context()
+            self._context = self._make_context(trt, record.key.flavour)
             if self._context is None:
                 raise EngineOutOfMemory(f"{device.name} has no room for the plan ({first_error(self._lines)})")
             self._bind(ROWS, self._pipeline.input)
@@ -91,6 +91,16 @@ class TensorRtEngine:
         del self._context
         del self._engine
         del self._runtime
+
+    def _make_context(self, trt: Any, flavour: str) -> Any:
+        if flavour != "tensorrt_rtx":
+            return self._engine.create_execution_context()
+        # It compiles on the machine where it runs, and by default runs a size on makeshift kernels until its own are
+        # ready; the graph that is recorded at the first run would keep those for good.
+        runtime_config = self._engine.create_runtime_config()
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+        return self._engine.create_execution_context(runtime_config)
 
     def _enqueue(self, size: int) -> None:
         if not self._context.set_input_shape(ROWS, (size, *self.row_shape)):

@@ -69,8 +69,11 @@ class CudaEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType.UINT8 if self._tensors[name].type == "tensor(uint8)" else DataType.FLOAT
 
-    def create_execution_context(self) -> ExecutionContext:
-        return ExecutionContext(self)
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, runtime_config: RuntimeConfig | None = None) -> ExecutionContext:
+        return ExecutionContext(self, runtime_config)
 
     def create_engine_inspector(self) -> Any:
         class Inspector:
@@ -80,11 +83,22 @@ class CudaEngine:
         return Inspector()
 
 
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+
+
+class RuntimeConfig:
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
+
 class ExecutionContext:
     LARGEST = 8  # of the profile
 
-    def __init__(self, engine: CudaEngine) -> None:
+    def __init__(self, engine: CudaEngine, runtime_config: RuntimeConfig | None) -> None:
         self._engine = engine
+        self.runtime_config = runtime_config
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
         self.fails_with = ""

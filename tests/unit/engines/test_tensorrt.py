@@ -78,6 +78,19 @@ def test_it_says_what_it_is(make_graph: MakeGraph) -> None:
     assert json.loads(engine.layers(tensorrt_double)) == {"Layers": ["fused"]}
 
 
+def test_tensorrt_rtx_compiles_for_each_size_before_its_graph_is_recorded(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    rtx = PlanKey("sm_89", "tensorrt_rtx", tensorrt_double.__version__)
+    write_plan(graph, rtx)
+    plan, record = find_plan(graph, rtx)
+    engine = TensorRtEngine(
+        plan, record, tensorrt_double, row_shape=ROW, classes=5, max_batch=8, device=HostDevice(architecture="sm_89")
+    )
+    config = engine._context.runtime_config
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    assert engine.run(draw(2)).shape == (2, 5)
+
+
 def test_settings_can_lower_the_largest_batch_of_a_plan(make_graph: MakeGraph) -> None:
     graph = make_graph()
     write_plan(graph)

@@ -19,6 +19,7 @@ CLASSES = {
     "self._runtime": "Runtime",
     "self._engine": "ICudaEngine",
     "self._context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
     "inspector": "EngineInspector",
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -36,12 +37,20 @@ CLASSES = {
     "trt.ProfilingVerbosity": "ProfilingVerbosity",
     "trt.LayerType": "LayerType",
     "trt.DataType": "DataType",
+    "trt.DynamicShapesKernelSpecializationStrategy": "DynamicShapesKernelSpecializationStrategy",
     "trt.LayerInformationFormat": "LayerInformationFormat",
     "trt.ILogger": "ILogger",
 }
 MODULES = [app.engines.tensorrt, app.engines.trt, export.tensorrt_plan]
 # Of tensorrt_rtx alone, and used for it alone.
-RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+RTX_ONLY = {
+    "ComputeCapability",
+    "num_compute_capabilities",
+    "set_compute_capability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "EAGER",
+}
 
 
 def names_used() -> set[tuple[str, str]]:

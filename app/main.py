@@ -23,6 +23,7 @@ from app.api.refusals import RecentRefusals
 from app.api.uploads import UploadLimits
 from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
 from app.errors import HieraError
+from app.media.heap import give_back_freed_memory
 from app.media.pool import RESTART_REASONS, WORKER_STATES
 from app.server import ConnectionLimits
 from app.serving.registry import ModelRegistry
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("hiera.server")
 _LONGEST_TIMEOUT_MS = 3_600_000
+_TIDY_EVERY_S = 5.0
+_BUSY_TICKETS = 64
 
 
 class Server:
@@ -88,6 +91,7 @@ class Server:
         """Begin to load the models and start the media workers; returns at once, `unready_reason` tells the rest."""
         threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
         self._starting = asyncio.create_task(self._start_pool())
+        self._tidying = asyncio.create_task(self._tidy())
 
     async def stop(self) -> None:
         """Finish what was admitted, as far as the bound allows, then end engines and workers."""
@@ -97,7 +101,8 @@ class Server:
         if not await self._core.service.drained(self._drain_timeout_s):
             _log.warning("%d requests were not finished", self._core.service.open_tickets)
         self._starting.cancel()
-        await asyncio.gather(self._starting, return_exceptions=True)
+        self._tidying.cancel()
+        await asyncio.gather(self._starting, self._tidying, return_exceptions=True)
         await self._core.pool.close(0.0)
         await asyncio.to_thread(self._core.registry.close, 1.0)
 
@@ -110,6 +115,17 @@ class Server:
         else:
             self._pool_ready = True
             _log.info("media workers are confined by %s", self._core.pool.confinement)
+
+    async def _tidy(self) -> None:
+        """Once a busy time is over, give the kernel back what it took: the C library keeps it otherwise."""
+        was_busy = False
+        while True:
+            await asyncio.sleep(_TIDY_EVERY_S)
+            open_tickets = self._core.service.open_tickets
+            was_busy = was_busy or open_tickets >= _BUSY_TICKETS
+            if was_busy and not open_tickets:
+                was_busy = False
+                await asyncio.to_thread(give_back_freed_memory)
 
     def _load_models(self) -> None:
         load_models(self._root, self._core.registry, self._metrics, self._core.watch)

@@ -133,3 +133,29 @@ def test_a_watch_begins_when_the_start_is_over_even_without_a_repository(
     parts.watch = Watch(parts.done)
     started(parts, tmp_path, stop=True)
     assert parts.done == ["note", "load", "watch", "watch no more", "refuse", "finish", "close", "close"]
+
+
+def test_memory_is_given_back_once_a_busy_time_is_over_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    looks = 0
+    parts = Parts()
+
+    async def look(seconds: float) -> None:
+        nonlocal looks
+        parts.open_tickets = (3, 0, 64, 1, 0, 0, 63, 0)[looks]
+        looks += 1
+        if looks == 8:
+            raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await server._tidy()
+
+    server = started(parts, tmp_path)
+    with monkeypatch.context() as steered:
+        steered.setattr("app.main.asyncio.sleep", look)
+        steered.setattr("app.main.give_back_freed_memory", lambda: given_back.append(looks))
+        asyncio.run(scenario())
+    assert given_back == [5]

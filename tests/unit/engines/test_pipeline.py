@@ -124,6 +124,23 @@ def test_half_of_a_staged_batch_can_be_run(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(pipeline.run(rows[2:], Sums(pipeline), record=False), expected(rows[2:]))
 
 
+def test_more_rows_than_were_staged_of_a_buffer_are_copied_anew(pipeline: Pipeline) -> None:
+    rows = draw(4)
+    pipeline.stage(rows[:2])
+    np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=False), expected(rows))
+
+
+def test_batches_that_were_staged_and_never_run_take_no_place_for_good(pipeline: Pipeline, device: HostDevice) -> None:
+    rows = draw(2)
+    for _ in range(5):
+        pipeline.stage(rows)
+    assert device.log.count("upload") == 5
+    other = draw(2, 1)
+    pipeline.stage(other)
+    pipeline.run(other, Sums(pipeline), record=False)
+    assert device.log.count("upload") == 6  # it was staged, and not copied again
+
+
 def test_however_much_is_staged_a_batch_still_finds_a_place(pipeline: Pipeline) -> None:
     staged = [draw(2, seed) for seed in range(5)]
     for rows in staged:

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     engine_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """What the engine computes in; auto is the fastest that the device is made for."""
     engine_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|cuda:\d+(,cuda:\d+)+)$")
-    """Where engines compute: auto (a GPU that can be used, else the CPU), cpu, cuda, cuda:N, or cuda:0,cuda:1 …"""
+    """Where engines compute: auto (a usable GPU, else the CPU), cpu, cuda, cuda:N, or cuda:0,cuda:1 and more."""
     engine_threads: Count = 0
     """CPU threads of one model; 0 means the cores that are really available, container quotas included."""
     engine_instances: Count = 0

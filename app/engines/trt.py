@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
 OLDEST = (10, 14)  # of tensorrt: the first whose parser takes ONNX's Attention
-INSTALL = "pip install tensorrt-cu13 (data-centre GPUs) or tensorrt-rtx-cu13 (RTX GPUs)"
+INSTALL = "pip install 'hiera-serve[tensorrt]' (data-centre GPUs) or 'hiera-serve[tensorrt-rtx]' (RTX GPUs)"
 
 
 def installed_flavours() -> list[Flavour]:

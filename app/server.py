@@ -109,6 +109,7 @@ def limited_protocol(limits: ConnectionLimits, refusals: RecentRefusals) -> type
                     self.transport.write(answer)
                     self._dropping = True
                     return
+            self._unset_keepalive_if_required()  # it may have come with the end of a body that was dropped
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:

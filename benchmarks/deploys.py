@@ -162,7 +162,8 @@ def measure_stop(arguments: argparse.Namespace) -> dict[str, object]:
             sent = send(storm, bar.show)
         stopping.join()
         log = server.log_tail(1 << 30)
-    return {**found, **_compare(sent, log, float(str(found.pop("began_s"))))}
+    began_s = float(str(found.pop("began_s")))
+    return {**found, **_compare(sent, log, began_s)}
 
 
 def _compare(sent: Sent, log: str, began_s: float) -> dict[str, object]:

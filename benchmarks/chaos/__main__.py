@@ -40,6 +40,7 @@ from benchmarks.results import add_output_argument, write_results
 
 _CALM_S = 15.0
 _TRICKLE_S = 4.0
+_SLOW_TIMEOUT_MS = 20_000  # of senders that are slow, and of files that are sent alone
 _HOSTILE = {  # shares of all requests
     Behaviour.LEAVES_UPLOADING: 0.04,
     Behaviour.LEAVES_WAITING: 0.04,
@@ -73,15 +74,14 @@ def _server(arguments: argparse.Namespace) -> ServerProcess:
     )
 
 
-def _path(file: File, arguments: argparse.Namespace, top_k: int) -> str:
+def _path(file: File, arguments: argparse.Namespace, timeout_ms: int, top_k: int) -> str:
     model = arguments.video_model if file.task == "video" else arguments.model
-    timeout_ms = arguments.video_timeout_ms if file.task == "video" else arguments.timeout_ms
     return f"/classify/{file.task}?model={model}&top_k={top_k}&timeout_ms={timeout_ms}"
 
 
 def _when_idle(url: str, file: File, arguments: argparse.Namespace) -> Expected:
     """The answer to a file that is alone; the fastest of three, as the first one may be slow."""
-    path = _path(file, arguments, top_k=1000)
+    path = _path(file, arguments, _SLOW_TIMEOUT_MS, top_k=1000)
     headers = {"content-type": file.content_type}
     answers = []
     for _ in range(3):
@@ -106,16 +106,13 @@ def set_scene(target: Target, arguments: argparse.Namespace) -> Scene:
 
     def role(number: int, behaviour: Behaviour, share: float) -> Role:
         file = files[number]
-        # Slow senders ask for nothing but the server's own bound.
-        timed = behaviour not in (Behaviour.TRICKLES, Behaviour.STALLS)
-        path = _path(file, arguments, top_k=5)
-        path = path if timed else path.partition("&timeout_ms")[0]
         timeout_ms = arguments.video_timeout_ms if file.task == "video" else arguments.timeout_ms
+        if behaviour in (Behaviour.TRICKLES, Behaviour.STALLS):
+            timeout_ms = _SLOW_TIMEOUT_MS
+        path = _path(file, arguments, timeout_ms, top_k=5)
         request = raw_request(target, path, file.data, content_type=file.content_type)
         name = "good" if number < len(good) else "bad"
-        return Role(
-            f"{name} {file.task}", behaviour, number, request, timeout_ms / 1000 if timed else 120.0, share, _TRICKLE_S
-        )
+        return Role(f"{name} {file.task}", behaviour, number, request, timeout_ms / 1000, share, _TRICKLE_S)
 
     roles: list[Role] = []
     for number, file in enumerate(good):

@@ -125,6 +125,8 @@ async def connection(
             if not message.get("more_body"):
                 break
         asked.append(body)
+        if body == b"slow":
+            await asyncio.sleep(0.5)
         await PlainTextResponse("yes")(scope, receive, send)
 
     limits = ConnectionLimits(10, 60.0, 4096, keep_alive_s)
@@ -201,5 +203,16 @@ def test_a_refused_sender_that_stops_in_its_body_is_hung_up_on() -> None:
             assert (await exchange(post(b"a", size=6))).startswith(b"HTTP/1.1 429")
             rest = await asyncio.wait_for(exchange.reader.read(), 10)  # type: ignore[attr-defined]
             assert rest == b""
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_comes_with_the_end_of_a_dropped_body_may_take_its_time() -> None:
+    async def scenario() -> None:
+        time = Time()
+        async with connection(remembering(time), [], keep_alive_s=0.2) as exchange:
+            assert (await exchange(post(b"ab", size=6))).startswith(b"HTTP/1.1 429")
+            time.now += 1
+            assert await exchange(b"cdef" + post(b"slow")) == b"HTTP/1.1 200 OK yes"
 
     asyncio.run(scenario())

@@ -21,7 +21,7 @@ _PATHS = ("/", "/docs", "/openapi.json", "/models", "/models/colours", "/health/
 
 
 def test_no_answer_names_the_software_or_a_version(client: httpx.Client) -> None:
-    versions = [version(library) for library in _LIBRARIES] + [version("hiera-serve")]
+    versions = [version(library) for library in _LIBRARIES]
     answers = [client.get(path) for path in _PATHS]
     answers += [client.post("/classify/image", files={"file": data}) for data in (image_of(), b"", b"GIF89a", b"text")]
     for answer in answers:

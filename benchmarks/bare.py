@@ -11,13 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from app.engines.base import Engine
-from app.engines.factory import EngineName, EngineOptions, EnginePrecision, create_engine
+from app.engines.factory import (
+    EngineName,
+    EngineOptions,
+    EnginePrecision,
+    create_engine,
+    create_streams,
+    engine_threads,
+)
 from app.repository.store import Package
 from benchmarks.contenders import MODEL, ROOT
 from benchmarks.packages import REPOSITORY, random_package
@@ -48,12 +56,43 @@ def time_batch(engine: Engine, rows: int, seconds: float) -> float:
     return median(taken)
 
 
+def streams_rows_per_s(package: Package, engine: str, precision: str, rows: int, seconds: float) -> float:
+    """Of as many streams as there are cores, each in a loop of its own: what no single loop reaches."""
+    options = EngineOptions(name=cast(EngineName, engine), precision=cast(EnginePrecision, precision), max_batch=rows)
+    manifest = package.manifest
+    shape, classes = manifest.row_shape, manifest.num_classes
+    count = engine_threads(options)
+    streams = create_streams(engine, package.graph, shape, classes, manifest.precision, options, count)
+    draw = np.random.default_rng(0)
+    batch = draw.integers(0, 256, (rows, *shape), dtype=np.uint8)
+    until = time.perf_counter() + seconds
+
+    def loop(stream: Engine) -> float:
+        stream.run(batch)
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() < until:
+            stream.run(batch)
+            done += rows
+        return done / (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(pool.map(loop, streams))
+
+
 def rows_per_s_in_a_process(
-    model: str, engine: str, precision: str, batches: Sequence[int], seconds: float, repository: Path = REPOSITORY
+    model: str,
+    engine: str,
+    precision: str,
+    batches: Sequence[int],
+    seconds: float,
+    repository: Path = REPOSITORY,
+    *,
+    streams: bool = False,
 ) -> dict[int, float]:
     """Rows per second by batch size, measured in a fresh process that leaves no threads behind."""
     command = [sys.executable, "-m", "benchmarks.bare", "--model", model, "--engine", engine, "--precision", precision]
     command += ["--batches", ",".join(map(str, batches)), "--seconds", str(seconds), "--repository", str(repository)]
+    command += ["--streams"] * streams
     finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, cwd=ROOT)
     return {int(rows): float(rate) for rows, rate in json.loads(finished.stdout.splitlines()[-1]).items()}
 
@@ -67,12 +106,17 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each batch size")
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
+    parser.add_argument("--streams", action="store_true", help="one engine a core, side by side, instead of one on all")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     batches = [int(part) for part in arguments.batches.split(",")]
     package = random_package(arguments.model, arguments.repository)
     engine = load_engine(package, arguments.engine, arguments.precision, max(batches))
-    rates = {rows: rows / time_batch(engine, rows, arguments.seconds) for rows in batches}
+    if arguments.streams:
+        name, precision, seconds = arguments.engine, arguments.precision, arguments.seconds
+        rates = {rows: streams_rows_per_s(package, name, precision, rows, seconds) for rows in batches}
+    else:
+        rates = {rows: rows / time_batch(engine, rows, arguments.seconds) for rows in batches}
     if arguments.json:
         print(json.dumps(rates))
         return

@@ -48,7 +48,7 @@ def _throughput(measured: Any, connections: str = "16") -> dict[str, float]:
 
 def draw_servers() -> None:
     """Throughput of all servers, without and with a model."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+    _, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
     _bars(left, _throughput(_measured("servers-noop")), "no model is run, dog.jpg, 16 connections")
     tiny = _measured("servers-tiny")
     bare = median(tiny["bare_rows_per_s"])

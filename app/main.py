@@ -125,6 +125,7 @@ class Server:
             was_busy = was_busy or open_tickets >= _BUSY_TICKETS
             if was_busy and not open_tickets:
                 was_busy = False
+                gc.collect()  # what was frozen after the start is left out, so this is quick
                 await asyncio.to_thread(give_back_freed_memory)
 
     def _load_models(self) -> None:

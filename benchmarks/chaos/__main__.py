@@ -38,7 +38,7 @@ from benchmarks.contenders import ROOT
 from benchmarks.packages import REPOSITORY, build_packages
 from benchmarks.results import add_output_argument, write_results
 
-_CALM_S = 15.0
+_CALM_S = 12.0  # the server tidies up within half of it
 _TRICKLE_S = 4.0
 _SLOW_TIMEOUT_MS = 20_000  # of senders that are slow, and of files that are sent alone
 _HOSTILE = {  # shares of all requests

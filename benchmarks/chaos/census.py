@@ -62,8 +62,9 @@ def take_census(pid: int, url: str) -> Census:
     )
 
 
-def settle(pid: int, url: str, patience_s: float) -> Census:
-    """Wait until nothing is at work, at most `patience_s`, and count."""
+def settle(pid: int, url: str, calm_s: float, patience_s: float = 60.0) -> Census:
+    """Wait for `calm_s` and until nothing is at work, at most `patience_s` more, and count."""
+    time.sleep(calm_s)
     until_s = time.monotonic() + patience_s
     while True:
         census = take_census(pid, url)

@@ -32,7 +32,8 @@ def _bars(axes: Axes, figures: dict[str, float], title: str, reference: float | 
     axes.bar_label(bars, fmt="%.0f" if max(figures.values()) > 100 else "%.1f", padding=3)
     if reference is not None:
         axes.axvline(reference, color="black", linestyle=":", linewidth=1)
-        axes.text(reference, -0.75, "bare engine ", ha="right", va="center", fontsize=8)
+        place = axes.get_xaxis_transform()
+        axes.text(reference, 0.03, " bare engine", transform=place, rotation=90, ha="left", va="bottom", fontsize=8)
     axes.margins(x=0.14)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("requests/s")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from app.engines.base import Engine
@@ -104,8 +105,7 @@ def build_streams(package: Package, name: str, options: EngineOptions, count: in
         name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options, count
     )
     try:
-        for stream in streams:
-            prove(stream, package)
+        _side_by_side(lambda stream: prove(stream, package), streams)
     except BaseException:
         _close(streams)
         raise
@@ -184,6 +184,14 @@ def _stream_counts(name: str, options: EngineOptions, wanted: int) -> list[int]:
     return [wanted] if wanted else [2**power for power in range(1, engine_threads(options).bit_length())]
 
 
+def _side_by_side(work: Callable[[Engine], object], streams: Sequence[Engine]) -> None:
+    """Do `work` with all streams at once, each of which has cores of its own; raises what the first to fail raised."""
+    if streams:
+        with ThreadPoolExecutor(len(streams)) as pool:
+            for done in [pool.submit(work, stream) for stream in streams]:
+                done.result()
+
+
 def _close(engines: Iterable[Engine]) -> None:
     for engine in engines:
         engine.close()
@@ -199,9 +207,9 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
             engines.append(engine)
             if kept.streams:
                 engines += build_streams(package, kept.engine, options, kept.streams)
-            for each in engines:
-                warm_up(each, kept.curve)
-        streams = engines[1:]
+            streams = engines[1:]
+            warm_up(engine, kept.curve)
+            _side_by_side(lambda stream: warm_up(stream, kept.curve), streams)
         disturbed = time_one_row(streams or engines) < kept.curve.seconds[0] * _DISTURBED
     except HieraError as error:
         logger.warning("%s: %s no longer works, choosing again (%s)", name, kept.engine, error)

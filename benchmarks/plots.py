@@ -86,7 +86,8 @@ def draw_engines() -> None:
         axes.set_xlabel("rows in a batch")
         axes.set_ylabel("rows/s")
         axes.grid(visible=True, alpha=0.3)
-    row[0][0].legend(fontsize=8)
+        axes.xaxis.set_major_formatter("{x:g}")
+    row[0][0].legend(fontsize=8, loc=(0.03, 0.56))
     _save("engines")
 
 

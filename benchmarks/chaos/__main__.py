@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -200,11 +200,15 @@ def main() -> None:
             sent = send(storm, bar.show)
         judged = judge(sent.outcomes, scene.roles, scene.expected, sent.began_s + storm.seconds)
         goodput = Capacity.of(scene, judged, storm.seconds)
-        after_storm = settle(pid, server.url, _CALM_S)
+        after_storms = {"after the storm": settle(pid, server.url, _CALM_S)}
+        for number in range(2, arguments.storms + 1):  # what one leaves for good it leaves again
+            with ProgressBar(f"{f'storm {number}':<18}") as bar, Killer(pid, arguments.kills_per_s):
+                send(replace(storm, seed=number), bar.show)
+            after_storms[f"after storm {number}"] = settle(pid, server.url, _CALM_S)
         after, _ = measure_capacity(target, scene, arguments, "capacity after")
         at_end = settle(pid, server.url, _CALM_S)
         log = server.log_tail()
-    counts = {"at rest": at_rest, "after the storm": after_storm, "after the second capacity run": at_end}
+    counts = {"at rest": at_rest, **after_storms, "after the second capacity run": at_end}
     capacities = {"before": before, "during": goodput, "after": after}
     _print(capacities, judged, counts, sent, killer.killed)
     if judged.faults:
@@ -309,6 +313,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=int, default=24, help="different photos")
     parser.add_argument("--factor", type=float, default=5.0, help="times the capacity that the storm offers")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the storm")
+    parser.add_argument("--storms", type=int, default=1, help="one after the other; the first one is judged")
     parser.add_argument("--capacity-seconds", type=float, default=15.0)
     parser.add_argument("--callers", type=int, default=8, help="in the closed loop that finds the capacity")
     parser.add_argument("--in-flight", type=int, default=1500, help="most requests of the storm at a time")

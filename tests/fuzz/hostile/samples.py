@@ -10,6 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from priority import take_ordinary_priority
 
 _WIDTH, _HEIGHT = 64, 48
 _FRAMES = 12
@@ -103,6 +104,7 @@ def _video(container: str, codec: str, pixels: str, options: dict[str, str]) -> 
             frame = av.VideoFrame.from_ndarray(_picture(shift, width, height), format="rgb24")
             output.mux(stream.encode(frame.reformat(format=pixels)))
         output.mux(stream.encode(None))
+    take_ordinary_priority()
     return file.getvalue()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from priority import take_ordinary_priority
 
 Draw = Callable[[int, int, int], NDArray[np.uint8]]
 
@@ -78,6 +79,7 @@ def write(clip: Clip) -> bytes:
                 container.mux(packet)
         for packet in stream.encode(None):
             container.mux(packet)
+    take_ordinary_priority()
     return file.getvalue()
 
 

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from pool_scenes import a_pool, order, run
+from priority import take_ordinary_priority
 
 from app.errors import LimitExceeded
 from app.media.image import decode_image
@@ -73,6 +74,7 @@ def video_file(container: str, codec: str, pixels: str, pictures: Iterable[Image
         for picture in (first, *others):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode(None))
+    take_ordinary_priority()
     return file.getvalue()
 
 

@@ -64,7 +64,7 @@ def test_of_several_images_each_has_its_own_outcome_in_the_order_sent(client: ht
     results = response.json()["results"]
     assert response.status_code == 200
     assert [top(results[0]), top(results[2])] == ["red", "blue"]
-    assert [results[1]["status"], results[3]["status"], results[4]["status"]] == [415, 422, 415]
+    assert [results[1]["status"], results[3]["status"], results[4]["status"]] == [415, 422, 400]
     assert {each["request_id"] for each in results} == {response.json()["request_id"]}
 
 

@@ -204,9 +204,13 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
-            for subject in self._subjects():
-                try:
-                    subject.check()
-                except Exception:
-                    # One model's trouble must not leave the others without supervision.
-                    logger.exception("a check failed")
+            self._look()
+
+    def _look(self) -> None:
+        # In a call of its own: between two looks nothing here may keep what was unloaded meanwhile.
+        for subject in self._subjects():
+            try:
+                subject.check()
+            except Exception:
+                # One model's trouble must not leave the others without supervision.
+                logger.exception("a check failed")

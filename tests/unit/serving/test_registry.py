@@ -400,6 +400,7 @@ def test_what_was_replaced_or_unloaded_gives_its_memory_back_without_the_garbage
     remains += [weakref.ref(deployment), weakref.ref(deployment.package), weakref.ref(deployment.model)]  # type: ignore[union-attr]
     del deployment
     make_package("model", 2)
+    time.sleep(0.1)  # the supervisor has looked, and must not hold what it has seen
     gc.collect()
     gc.disable()
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from training.arithmetic import FastCpuArithmetic
+from training.arithmetic import FastCpuArithmetic, cpu_multiplies_bfloat16
 
 Batch = tuple[Tensor, Tensor]
 
@@ -35,7 +35,8 @@ class LoopSettings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     ema_decay: float = 0.999
-    bfloat16: bool = True
+    # Products in bfloat16; None: where the CPU is made for it.
+    bfloat16: bool | None = None
     # Steps between calls of `on_checkpoint`.
     checkpoint_every: int = 1000
 
@@ -94,11 +95,8 @@ class AveragedWeights:
 
 @contextmanager
 def training_arithmetic(bfloat16: bool) -> Iterator[None]:
-    """bfloat16 where it is precise enough, or nothing special."""
-    if not bfloat16:
-        yield
-        return
-    with FastCpuArithmetic(), torch.autocast("cpu", torch.bfloat16):
+    """What the products of a step are computed in."""
+    with FastCpuArithmetic(bfloat16), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         yield
 
 
@@ -123,6 +121,7 @@ def train(
     averaged = AveragedWeights(model, settings.ema_decay)
     optims = optimisers(model, settings)
     base_lrs = [[float(group["lr"]) for group in optim.param_groups] for optim in optims]
+    bfloat16 = cpu_multiplies_bfloat16() if settings.bfloat16 is None else settings.bfloat16
     started = time.monotonic()
     loss_average, note, step = float("nan"), "", 0
     with tqdm(total=settings.steps, unit="step", mininterval=5.0, dynamic_ncols=True) as bar:
@@ -138,14 +137,15 @@ def train(
                     group["lr"] = lr * factor
 
             inputs, labels = next_batch()
-            with training_arithmetic(settings.bfloat16):
+            with training_arithmetic(bfloat16):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optim in optims:
-                optim.step()
-                optim.zero_grad()
+            with FastCpuArithmetic(bfloat16):
+                for optim in optims:
+                    optim.step()
+                    optim.zero_grad()
             averaged.update(model)
 
             step += 1

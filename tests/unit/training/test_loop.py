@@ -116,6 +116,6 @@ def test_a_cpu_without_bfloat16_is_not_made_to_compute_in_it() -> None:
             return func(*args, **(kwargs or {}))
 
     with FastCpuArithmetic(False), Witness():
-        torch.optim.Muon([matrix], lr=0.1).step()
+        torch.optim.Muon([matrix], lr=0.1).step()  # type: ignore[no-untyped-call]
     assert asked
     assert torch.bfloat16 not in asked

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from app.errors import BrokenMedia, LimitExceeded, Overloaded, Unavailable
 from app.media.messages import JobHeader, Outcome
-from app.media.process import Worker, WorkerProcess
+from app.media.process import ForkServer
 from app.media.queue import DeadlineQueue, Ticket
 from app.media.shared import DecodedRows, RowBuffer, SharedBytes, no_room
 from app.media.spec import DecodeJob, row_shape, rows_of
-from app.media.supervisor import Supervisor
+from app.media.supervisor import Supervisor, Worker
 
 _MOST_ATTEMPTS = 2
 
@@ -58,12 +58,12 @@ class _Run:
 
 
 class WorkerGroup:
-    """Runs jobs on `options.workers` processes made by `spawn`. `changed` and `restarted` feed the metrics."""
+    """Runs jobs on `options.workers` processes made by `forks`. `changed` and `restarted` feed the metrics."""
 
     def __init__(
         self,
         options: GroupOptions,
-        spawn: Callable[[], WorkerProcess],
+        forks: ForkServer,
         on_changed: Callable[[], None],
         on_restarted: Callable[[str], None],
     ) -> None:
@@ -73,7 +73,7 @@ class WorkerGroup:
         self._supervisor = Supervisor(
             options.name,
             options.workers,
-            spawn,
+            forks,
             self,
             recycle_after_jobs=options.recycle_after_jobs,
             start_timeout_s=options.start_timeout_s,

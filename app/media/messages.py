@@ -1,10 +1,12 @@
 """What the pool and a worker say to each other over their socket, one packet a message.
 
-    pool → worker   settings, once      JSON
-                    job                 header, job as JSON, the file if it is small; descriptors: of the file if it
+    pool → worker   job                 header, job as JSON, the file if it is small; descriptors: of the file if it
                                         is not, and of the row buffer if it is new
     worker → pool   ready, once         JSON
                     outcome             JSON: what was found, or which error
+    pool → fork server   settings, once     JSON
+                         fork, kill         which worker; with the former the descriptors of its socket and its stderr
+    fork server → pool   exit               which worker, and its exit status
 
 A worker has parsed hostile bytes and may be theirs by now, so nothing that it says is unpickled or taken on trust:
 packets are bounded, and each field is checked for type and range.
@@ -35,6 +37,8 @@ _ERRORS: dict[str, type[RequestError]] = {
     error.__name__: error for error in (UnsupportedMedia, BrokenMedia, LimitExceeded)
 }
 _JOB = struct.Struct("!IHHQQdH")
+_COMMAND = struct.Struct("!?I")
+_EXIT = struct.Struct("!Ii")
 
 
 class ProtocolViolation(Exception):
@@ -43,7 +47,7 @@ class ProtocolViolation(Exception):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is told when it starts.
+    """What all workers of a fork server are.
 
     `memory_bytes` is address space beyond what the idle worker has: room for the file, its rows and the codec's
     buffers. `niceness` is added to the server's own (see nice(2)).
@@ -91,6 +95,27 @@ def encode_settings(settings: WorkerSettings) -> bytes:
 def decode_settings(packet: bytes) -> WorkerSettings:
     fields = json.loads(packet)
     return WorkerSettings(**{**fields, "limits": MediaLimits(**fields["limits"])})
+
+
+def encode_command(number: int, *, kill: bool = False) -> bytes:
+    """Fork worker `number`, or kill it."""
+    return _COMMAND.pack(kill, number)
+
+
+def decode_command(packet: bytes) -> tuple[bool, int]:
+    """Whether to kill instead of to fork, and which worker."""
+    kill, number = _COMMAND.unpack(packet)
+    return kill, number
+
+
+def encode_exit(number: int, status: int) -> bytes:
+    """Worker `number` has ended; `status` is negative for a signal."""
+    return _EXIT.pack(number, status)
+
+
+def decode_exit(packet: bytes) -> tuple[int, int]:
+    number, status = _EXIT.unpack(packet)
+    return number, status
 
 
 @functools.lru_cache(maxsize=256)

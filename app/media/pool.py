@@ -2,7 +2,8 @@
 
 Photos and videos have separate workers, so that no number of long videos keeps a photo waiting; video workers run at a
 lower priority. The upload and the rows lie in shared memory (`app.media.shared`), jobs and outcomes are short messages
-(`app.media.messages`), and workers are confined (`app.media.sandbox`).
+(`app.media.messages`), and workers are confined (`app.media.sandbox`). Each kind has a process that forks its workers
+(`app.media.forkserver`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from app.media.formats import Kind
 from app.media.group import GroupOptions, WorkerGroup
 from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
-from app.media.process import WORKER_COMMAND, WorkerProcess
+from app.media.process import FORK_SERVER_COMMAND, ForkServer
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeJob, ImageSpec
 
@@ -63,7 +64,7 @@ class MediaPool:
         recycle_after_jobs: a worker is replaced after about that many jobs, which bounds the leaks of codecs.
         start_timeout_s: a worker that is not ready by then is ended.
         abandoned_grace_s: how long a job may run on after its caller left, before its worker is killed.
-        command: what starts a worker; a socket descriptor and the server's process id are appended.
+        command: what starts a fork server; a socket descriptor and the server's process id are appended.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class MediaPool:
         recycle_after_jobs: int = 5000,
         start_timeout_s: float = 30.0,
         abandoned_grace_s: float = 0.5,
-        command: Sequence[str] = WORKER_COMMAND,
+        command: Sequence[str] = FORK_SERVER_COMMAND,
     ) -> None:
         if image_workers < 1 or video_workers < 1:
             raise ValueError("a pool needs at least one worker of each kind")
@@ -100,7 +101,7 @@ class MediaPool:
                 start_timeout_s=start_timeout_s,
                 abandoned_grace_s=abandoned_grace_s,
             )
-            return WorkerGroup(options, lambda: WorkerProcess(settings, command), self._changed, self._restarted)
+            return WorkerGroup(options, ForkServer(settings, command), self._changed, self._restarted)
 
         threads = codec_threads or len(os.sched_getaffinity(0))
         self._groups: dict[Kind, WorkerGroup] = {

@@ -1,20 +1,23 @@
-"""One worker process, seen from the server: started, spoken to, ended, reaped. This module decides nothing."""
+"""Fork servers and the workers that they make, seen from the server: started, spoken to, ended. It decides nothing.
+
+pool ──commands──▶ fork server ──fork──▶ worker, worker, …
+     ◀──exits────
+     ◀──────────jobs and outcomes──────▶
+"""
 
 from __future__ import annotations
 
 import array
 import asyncio
 import contextlib
+import itertools
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import app
 from app.media import messages
@@ -22,11 +25,11 @@ from app.media.messages import JobHeader, Outcome, Ready, WorkerSettings
 from app.media.shared import RowBuffer, RowBuffers, SharedBytes
 from app.media.spec import DecodeJob
 
-WORKER_COMMAND = (sys.executable, "-P", "-s", "-m", "app.media.worker")
+FORK_SERVER_COMMAND = (sys.executable, "-P", "-s", "-m", "app.media.forkserver")
 
 _IMPORT_ROOT = str(Path(app.__file__).resolve().parent.parent)
 _LAST_WORDS_BYTES = 2000
-_PROVEN_AFTER_S = 10.0  # a worker that waited this long for a job did start properly
+_EXIT_BYTES = 64
 
 
 def _environment() -> dict[str, str]:
@@ -44,43 +47,22 @@ def _environment() -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A worker and the server's ends of what leads to it.
+    """A worker and the server's ends of what leads to it. `ForkServer.fork` makes it.
 
     Attributes:
-        pid: process id, valid until `reap`.
-        pidfd: readable once the process has ended (pidfd_open(2)).
         channel: a non-blocking SOCK_SEQPACKET socket, readable when the worker said something or hung up.
         buffers: the row buffers that the worker writes into.
-
-    Raises:
-        OSError: the process cannot be started.
+        on_exit: called on the event loop once the process has ended.
     """
 
-    def __init__(self, settings: WorkerSettings, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(self, channel: socket.socket, stderr: int, kill: Callable[[], None]) -> None:
+        self.channel = channel
         self.buffers = RowBuffers()
-        with contextlib.ExitStack() as undo:
-            self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(self.channel.close)
-            with theirs:
-                self.channel.setblocking(False)
-                self.channel.send(messages.encode_settings(settings))  # now, as it may die at once
-                self._stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
-                undo.callback(os.close, self._stderr)
-                self._process = subprocess.Popen(  # noqa: S603 - the command is ours
-                    [*command, str(theirs.fileno()), str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._stderr,
-                    pass_fds=(theirs.fileno(),),
-                    cwd="/",
-                    env=_environment(),
-                    process_group=0,  # Ctrl-C is for the server; a session of its own would void `niceness` (autogroup)
-                )
-            undo.callback(self._process.wait)
-            undo.callback(self._process.kill)
-            self.pid = self._process.pid
-            self.pidfd = os.pidfd_open(self.pid)
-            undo.pop_all()
+        self.on_exit: Callable[[], object] = lambda: None
+        self._stderr = stderr
+        self._kill = kill
+        self._words_of_others = ""
+        self._status: int | None = None
 
     def send(self, header: JobHeader, job: DecodeJob, body: SharedBytes, new_buffer: RowBuffer | None) -> None:
         """Hand over a job: a small file in the message, and the row buffer only when the worker has not got it yet.
@@ -89,11 +71,10 @@ class WorkerProcess:
             ConnectionError: the worker has gone.
             OSError: the kernel has no memory for the message.
         """
-        descriptors = array.array("i", [body.fd] if body.fd >= 0 else [])
+        descriptors = [body.fd] if body.fd >= 0 else []
         if new_buffer is not None:
             descriptors.append(new_buffer.fd)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else []
-        self.channel.sendmsg([messages.encode_job(header, job), body.small], rights)
+        self.channel.sendmsg([messages.encode_job(header, job), body.small], _rights(*descriptors))
 
     def receive(self) -> Ready | Outcome | None:
         """The worker's next message; None once it hung up. Descriptors that it sends along are refused by the kernel.
@@ -113,65 +94,146 @@ class WorkerProcess:
         self.channel.close()
 
     def kill(self) -> None:
-        """End it now, whatever it is doing. Harmless if it has ended and was not reaped."""
-        if self.pidfd >= 0:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        """End it now, whatever it is doing. Harmless if it has ended."""
+        if self._status is None:
+            self._kill()
+
+    def exited(self, status: int, words: str = "") -> None:
+        """The process has ended with `status`, and whoever made it says `words` of that."""
+        self._status, self._words_of_others = status, words
+        self.on_exit()
 
     def reap(self) -> int | None:
         """The exit status, negative for a signal, freeing all that belonged to the process; None while it runs."""
-        status = self._process.poll()
-        if status is not None:
+        if self._status is not None:
             self.hang_up()
             self.buffers.close()
-            if self.pidfd >= 0:
-                os.close(self.pidfd)
+            if self._stderr >= 0:
                 os.close(self._stderr)
-                self.pidfd = self._stderr = -1
-        return status
+                self._stderr = -1
+        return self._status
 
     def last_words(self) -> str:
         """The end of what the worker wrote to its stderr, to be logged when it has gone (before `reap`)."""
-        size = os.fstat(self._stderr).st_size
-        text = os.pread(self._stderr, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
-        return text.decode("utf-8", "replace")
+        return _last_words(self._stderr) or self._words_of_others
 
 
-class Worker:
-    """A worker process and its standing.
+class ForkServer:
+    """The process that forks the workers of a group. It is started by the first `fork`, and again after its end, with
+    which its workers end too. Lives in one event loop.
 
-    Attributes:
-        confinement: what its sandbox is made of; None until it is ready.
-        jobs: how many it was given.
-        due: whether it was given enough and should be replaced; `retiring`: whether its replacement is there.
-        leaving: whether it is past use.
+    Args:
+        settings: what the workers are.
+        command: what starts it; a socket descriptor and the server's process id are appended.
     """
 
-    def __init__(self, process: WorkerProcess, recycle_after_jobs: int) -> None:
-        self.process = process
-        self.confinement: str | None = None
-        self.ready_at: float | None = None
-        self.jobs = 0
-        self.recycle_after_jobs = round(recycle_after_jobs * random.uniform(0.8, 1.2))  # noqa: S311 - not all at once
-        self.retiring = False
-        self.leaving = False
-        self.timer: asyncio.TimerHandle | None = None
+    def __init__(self, settings: WorkerSettings, command: Sequence[str] = FORK_SERVER_COMMAND) -> None:
+        self._settings = settings
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._stderr = -1
+        self._numbers = itertools.count()
+        self._workers: dict[int, WorkerProcess] = {}
 
-    @property
-    def due(self) -> bool:
-        return self.jobs >= self.recycle_after_jobs
+    def fork(self) -> WorkerProcess:
+        """A worker that will say that it is ready, or end.
 
-    @property
-    def proven(self) -> bool:
-        """Whether it was of use: it took a job, or waited for one for a while."""
-        waited = self.ready_at is not None and time.monotonic() - self.ready_at > _PROVEN_AFTER_S
-        return self.jobs > 0 or waited
+        Raises:
+            OSError: no process can be started, or the kernel has no descriptors or memory left.
+        """
+        control = self._control or self._start()
+        number = next(self._numbers) & 0xFFFFFFFF
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                ours.setblocking(False)
+                stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+                undo.callback(os.close, stderr)
+                control.sendmsg([messages.encode_command(number)], _rights(theirs.fileno(), stderr))
+            undo.pop_all()
+        self._workers[number] = worker = WorkerProcess(ours, stderr, lambda: self._kill(number))
+        return worker
 
-    def set_timer(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call back after `delay_s` seconds, instead of what was planned before."""
-        self.cancel_timer()
-        self.timer = asyncio.get_running_loop().call_later(delay_s, callback, *arguments)
+    def kill(self) -> None:
+        """End it now, with all of its workers; each of them is told of in a moment."""
+        if self._process is not None:
+            self._process.kill()
 
-    def cancel_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+    def close(self) -> None:
+        """End it for good, when all of its workers have ended."""
+        self.kill()
+        if self._control is not None:
+            self._ended(self._control)
+
+    def _start(self) -> socket.socket:
+        with contextlib.ExitStack() as undo:
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(control.close)
+            with theirs:
+                control.setblocking(False)
+                control.send(messages.encode_settings(self._settings))
+                stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+                undo.callback(os.close, stderr)
+                process = subprocess.Popen(  # noqa: S603 - the command is ours
+                    [*self._command, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    pass_fds=(theirs.fileno(),),
+                    cwd="/",
+                    env=_environment(),
+                    process_group=0,  # Ctrl-C is for the server; a session of its own would void `niceness` (autogroup)
+                )
+            undo.pop_all()
+        asyncio.get_running_loop().add_reader(control.fileno(), self._heard, control)
+        self._process, self._control, self._stderr = process, control, stderr
+        return control
+
+    def _kill(self, number: int) -> None:
+        if self._control is None:
+            return
+        try:
+            self._control.send(messages.encode_command(number, kill=True))
+        except OSError:  # it does not listen any more
+            self.kill()
+
+    def _heard(self, control: socket.socket) -> None:
+        """Read one message; the loop calls again if there are more."""
+        try:
+            packet = control.recv(_EXIT_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            packet = b""
+        if not packet:
+            self._ended(control)
+            return
+        number, status = messages.decode_exit(packet)
+        self._workers.pop(number).exited(status)
+
+    def _ended(self, control: socket.socket) -> None:
+        """It has hung up, so it has ended or is about to; the kernel ends its workers with it."""
+        asyncio.get_running_loop().remove_reader(control.fileno())
+        control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        words = f"its fork server has ended: {_last_words(self._stderr)}"
+        os.close(self._stderr)
+        self._process = self._control = None
+        workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            worker.exited(-signal.SIGKILL, words)
+
+
+def _rights(*descriptors: int) -> list[tuple[int, int, array.array[int]]]:
+    """Ancillary data that hands descriptors over (unix(7)); none for none."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+
+
+def _last_words(stderr: int) -> str:
+    size = os.fstat(stderr).st_size
+    text = os.pread(stderr, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+    return text.decode("utf-8", "replace")

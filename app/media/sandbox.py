@@ -84,6 +84,12 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+def name_process(name: str) -> None:
+    """What `ps -o comm` and `top` call this process: up to 15 characters."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0)
+
+
 def confine(memory_bytes: int) -> str:
     """Give up everything that decoding does not need, for good. Call it once all is imported and warm.
 

@@ -8,20 +8,66 @@ those are followed by pauses that grow, and by `trouble`, which says what is wro
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import random
 import signal
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.media.messages import Outcome, ProtocolViolation, Ready
-from app.media.process import Worker, WorkerProcess
+from app.media.process import ForkServer, WorkerProcess
 
 FAILED_STARTS_TOLERATED = 3
+_PROVEN_AFTER_S = 10.0  # a worker that waited this long for a job did start properly
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
-_EXIT_GRACE_S = 1.0  # from hanging up, on either side, to the end of the process
+_EXIT_GRACE_S = 1.0  # from our hanging up to the end of the process; then it is killed
+_LONE_GRACE_S = 3.0  # from its hanging up to the news of its end
+_NEWS_GRACE_S = 5.0  # from killing it to the news of its end; then its fork server is killed too
 
 _logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """A worker process and its standing.
+
+    Attributes:
+        confinement: what its sandbox is made of; None until it is ready.
+        jobs: how many it was given.
+        due: whether it was given enough and should be replaced; `retiring`: whether its replacement is there.
+        leaving: whether it is past use.
+    """
+
+    def __init__(self, process: WorkerProcess, recycle_after_jobs: int) -> None:
+        self.process = process
+        self.confinement: str | None = None
+        self.ready_at: float | None = None
+        self.jobs = 0
+        self.recycle_after_jobs = round(recycle_after_jobs * random.uniform(0.8, 1.2))  # noqa: S311 - not all at once
+        self.retiring = False
+        self.leaving = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def due(self) -> bool:
+        return self.jobs >= self.recycle_after_jobs
+
+    @property
+    def proven(self) -> bool:
+        """Whether it was of use: it took a job, or waited for one for a while."""
+        waited = self.ready_at is not None and time.monotonic() - self.ready_at > _PROVEN_AFTER_S
+        return self.jobs > 0 or waited
+
+    def set_timer(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call back after `delay_s` seconds, instead of what was planned before."""
+        self.cancel_timer()
+        self.timer = asyncio.get_running_loop().call_later(delay_s, callback, *arguments)
+
+    def cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class Listener(Protocol):
@@ -47,13 +93,13 @@ class Listener(Protocol):
 
 
 class Supervisor:
-    """Keeps `count` workers, made by `spawn`, alive between `start` and `close`. Lives in one event loop."""
+    """Keeps `count` workers, made by `forks`, alive between `start` and `close`. Lives in one event loop."""
 
     def __init__(
         self,
         name: str,
         count: int,
-        spawn: Callable[[], WorkerProcess],
+        forks: ForkServer,
         listener: Listener,
         *,
         recycle_after_jobs: int,
@@ -61,7 +107,7 @@ class Supervisor:
     ) -> None:
         self._name = name
         self._count = count
-        self._spawn = spawn
+        self._forks = forks
         self._listener = listener
         self._recycle_after_jobs = recycle_after_jobs
         self._start_timeout_s = start_timeout_s
@@ -122,6 +168,7 @@ class Supervisor:
         while self._leaving:
             self._reaped.clear()
             await self._reaped.wait()
+        self._forks.close()
 
     def _fill(self) -> None:
         """Start what is missing. Of the workers that have done their share, one at a time is replaced."""
@@ -129,7 +176,7 @@ class Supervisor:
             return
         while self._missing() > 0:
             try:
-                process = self._spawn()
+                process = self._forks.fork()
             except OSError as error:
                 _logger.error("cannot start a worker for %ss: %s", self._name, error)
                 self._start_failed()
@@ -137,9 +184,8 @@ class Supervisor:
             worker = Worker(process, self._recycle_after_jobs)
             self._workers.append(worker)
             worker.set_timer(self._start_timeout_s, self._start_overran, worker)
-            loop = asyncio.get_running_loop()
-            loop.add_reader(process.channel.fileno(), self._heard, worker)
-            loop.add_reader(process.pidfd, self._exited, worker)
+            process.on_exit = functools.partial(self._exited, worker)
+            asyncio.get_running_loop().add_reader(process.channel.fileno(), self._heard, worker)
         self._listener.changed()
 
     def _missing(self) -> int:
@@ -168,6 +214,7 @@ class Supervisor:
     def _start_overran(self, worker: Worker) -> None:
         _logger.error("a worker for %ss was not ready after %g s", self._name, self._start_timeout_s)
         self.end(worker, "start_failed")
+        self._forks.kill()  # it does not fork, or not in time: another one may
 
     def _heard(self, worker: Worker) -> None:
         """Read one message; the loop calls again if there are more."""
@@ -183,7 +230,7 @@ class Supervisor:
             self._listener.answered(worker, reply)
         elif reply is None:  # the exit status tells why, in a moment
             asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
-            worker.set_timer(_EXIT_GRACE_S, self._misbehaved, worker, "it hung up and lives on")
+            worker.set_timer(_LONE_GRACE_S, self._misbehaved, worker, "it hung up and lives on")
         elif worker.ready_at is None:
             self._became_ready(worker, reply)
         else:
@@ -211,11 +258,12 @@ class Supervisor:
         self._listener.lost(worker, "protocol")
 
     def _exited(self, worker: Worker) -> None:
-        """The process has ended, after whatever it said last was heard. If nobody wanted that, its status tells why."""
+        """The process has ended. If nobody wanted that, its status tells why."""
+        if not worker.leaving:
+            self._heard(worker)  # what it said last
         unexpected = not worker.leaving
         if unexpected:
             self._leave(worker)
-        asyncio.get_running_loop().remove_reader(worker.process.pidfd)
         worker.cancel_timer()
         words = worker.process.last_words()
         status = worker.process.reap()
@@ -237,8 +285,12 @@ class Supervisor:
         self._workers.remove(worker)
         self._leaving.add(worker)
         asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
-        worker.set_timer(_EXIT_GRACE_S, worker.process.kill)
+        worker.set_timer(_EXIT_GRACE_S, self._insist, worker)
         self._listener.changed()
+
+    def _insist(self, worker: Worker) -> None:
+        worker.process.kill()
+        worker.set_timer(_NEWS_GRACE_S, self._forks.kill)
 
 
 def _reason(status: int | None) -> str:

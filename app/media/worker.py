@@ -1,37 +1,32 @@
 """A media worker: a process that decodes one file at a time, confined, until its socket closes.
 
-Started by the pool as `python -m app.media.worker SOCKET_FD PARENT_PID`. It loads and tries out its decoder, gives up
-its rights (`app.media.sandbox`), says that it is ready, and then answers each job with what it found or with the error
-to raise. Pixels go straight into the shared memory that came with the job.
+Forked by a process that has loaded its decoder (`app.media.forkserver`). It gives up its rights (`app.media.sandbox`),
+says that it is ready, and then answers each job with what it found or with the error to raise. Pixels go straight into
+the shared memory that came with the job.
 """
 
 from __future__ import annotations
 
 import array
-import faulthandler
 import gc
 import mmap
 import os
-import signal
 import socket
-import sys
 import time
 import traceback
-from collections.abc import Callable
 
 import numpy as np
 
 from app.errors import BrokenMedia, LimitExceeded, RequestError
 from app.media import messages, sandbox
-from app.media.decoders import Decode, load_decoder
-from app.media.formats import Kind
-from app.media.heap import give_back_freed_memory, keep_freed_memory
+from app.media.decoders import Decode
+from app.media.heap import give_back_freed_memory
 from app.media.limits import MediaLimits
-from app.media.messages import JobHeader, Outcome
+from app.media.messages import JobHeader, Outcome, WorkerSettings
 from app.media.shared import ONE_SHOT
 from app.media.spec import DecodeInfo, DecodeJob, row_shape, rows_of
 
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # meant for the server, which ends its workers itself
+CHANNEL_FD = 3  # the socket to the pool; above it nothing is open but what a job brings
 _DESCRIPTORS_PER_JOB = 2
 _LARGE_FILE_BYTES = 1 << 20
 
@@ -106,27 +101,11 @@ def _map(fd: int, size: int, flags: int, protection: int) -> mmap.mmap:
         raise MemoryError from error
 
 
-def serve(socket_fd: int, parent_pid: int, load: Callable[[Kind, MediaLimits], Decode] = load_decoder) -> None:
-    """Be a worker for the pool at the other end of `socket_fd`; returns when it hangs up."""
-    sandbox.die_with_parent(parent_pid)
-    for ignored in _IGNORED_SIGNALS:
-        signal.signal(ignored, signal.SIG_IGN)
-    faulthandler.enable()
-    keep_freed_memory()
-    channel = socket.socket(fileno=socket_fd)
-    packet = channel.recv(messages.MAX_PACKET_BYTES)
-    if not packet:
-        return
-    settings = messages.decode_settings(packet)
+def work(decode: Decode, settings: WorkerSettings) -> None:
+    """Be a worker for the pool at the other end of `CHANNEL_FD`; returns when it hangs up."""
     os.nice(settings.niceness)
-    decode = load(settings.kind, settings.limits)
-    gc.collect()
-    gc.freeze()
+    sandbox.name_process(f"media-{settings.kind}")
+    channel = socket.socket(fileno=CHANNEL_FD)
     confinement = sandbox.confine(settings.memory_bytes)
     channel.send(messages.encode_ready(messages.Ready(confinement)))
     _Bench(channel, decode, settings.limits).work()
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
-    os._exit(0)  # nothing is left to tidy, and the sandbox would refuse some of the tidying

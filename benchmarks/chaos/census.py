@@ -11,7 +11,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 MEBIBYTE = 2**20
-_WORKER = b"app.media.worker"
+_WORKER = b"media-"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def process_tree(pid: int) -> list[int]:
 
 def media_workers(pid: int) -> list[int]:
     """The media workers below `pid`."""
-    return [each for each in process_tree(pid) if _WORKER in _read(each, "cmdline")]
+    return [each for each in process_tree(pid) if _read(each, "comm").startswith(_WORKER)]
 
 
 def _samples(url: str) -> list[tuple[str, dict[str, str], float]]:

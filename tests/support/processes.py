@@ -19,6 +19,25 @@ def children(parent: int) -> frozenset[int]:
     return frozenset(found)
 
 
+def descendants(ancestor: int) -> frozenset[int]:
+    """Process ids of all that `ancestor` started, and they, and so on."""
+    found = children(ancestor)
+    return found.union(*(descendants(pid) for pid in found))
+
+
+def media_workers(server: int) -> frozenset[int]:
+    """Process ids of the workers that decode for `server`."""
+    return frozenset(pid for pid in descendants(server) if name_of(pid).startswith("media-"))
+
+
+def name_of(pid: int) -> str:
+    """What the process calls itself; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def resident_bytes(pid: int) -> int:
     """Memory that the process has in RAM."""
     return _status_bytes(pid, "VmRSS")

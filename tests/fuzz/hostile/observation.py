@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
-from processes import children, resident_bytes
+from processes import media_workers, resident_bytes
 from running_server import RunningServer
 
 from app.media.shared import KEPT_BUFFERS
@@ -24,7 +24,7 @@ class State:
     """What a server holds at a moment.
 
     Attributes:
-        workers: process ids of its children.
+        workers: process ids of the media workers.
         descriptors: open ones, by what they are.
         resident_bytes: of the server process itself.
         restarts: media workers replaced so far, by reason.
@@ -52,7 +52,7 @@ def observe(server: RunningServer) -> State:
 
     states = by_label("hiera_media_workers")
     return State(
-        workers=children(pid),
+        workers=media_workers(pid),
         descriptors=_descriptors(pid),
         resident_bytes=resident_bytes(pid),
         restarts={why: int(count) for why, count in by_label("hiera_media_worker_restarts_total").items() if count},

@@ -1,6 +1,6 @@
-"""A media worker whose files are orders: it crashes, hangs, lies or breaks out as the upload's first words say.
+"""A fork server whose workers take files for orders: they crash, hang, lie or break out as the first words say.
 
-Everything but the decoder is the real worker's: its start, its sandbox, its loop. The pool runs it as a script.
+Everything but the decoder is the real one's: the start, the sandbox, the loop. The pool runs it as a script.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BrokenMedia
-from app.media import worker
+from app.media import forkserver
 from app.media.limits import MediaLimits
 from app.media.spec import DecodeInfo, DecodeJob
+from app.media.worker import CHANNEL_FD
 
-SOCKET_FD = int(sys.argv[1])
 SERVER_PID = int(sys.argv[2])
 
 
@@ -34,12 +34,12 @@ def hang() -> None:
 
 
 def hang_up() -> None:
-    os.close(SOCKET_FD)
+    os.close(CHANNEL_FD)
     hang()
 
 
 def say_and_hang(packet: bytes) -> None:
-    os.write(SOCKET_FD, packet)
+    os.write(CHANNEL_FD, packet)
     hang()
 
 
@@ -157,7 +157,5 @@ def _is_open(fd: int) -> bool:
 
 
 if __name__ == "__main__":
-    if "never ready" in sys.argv[0]:
-        sys.exit(1)
-    worker.serve(SOCKET_FD, SERVER_PID, load=lambda kind, limits: obey)
+    forkserver.serve(int(sys.argv[1]), SERVER_PID, load=lambda kind, limits: obey)
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -105,8 +106,18 @@ def leave_out_children_of_others() -> None:
 
 
 def children() -> set[int]:
-    """The processes that this one started in this test and has not reaped, zombies included."""
-    pids: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        pids.update(int(pid) for pid in (task / "children").read_text().split())
-    return pids - _of_others
+    """The processes that this one started in this test and has not reaped, zombies included: fork servers."""
+    return _children_of("self") - _of_others
+
+
+def workers() -> set[int]:
+    """The processes that the fork servers have forked and not reaped."""
+    return set().union(*(_children_of(str(pid)) for pid in children()))
+
+
+def _children_of(pid: str) -> set[int]:
+    found: set[int] = set()
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found.update(int(child) for child in (task / "children").read_text().split())
+    return found

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pool_scenes import CLIP, PHOTO, a_pool, children, found, open_descriptors, order, run, until
+from pool_scenes import CLIP, PHOTO, a_pool, children, found, open_descriptors, order, run, until, workers
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable, UnsupportedMedia
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.pool import MediaPool
-from app.media.process import WORKER_COMMAND
+from app.media.process import FORK_SERVER_COMMAND
 from app.media.shared import SMALL_FILE_BYTES, SharedBytes
 from app.media.spec import DecodeJob, ImageSpec
 
@@ -37,7 +37,7 @@ def test_a_photo_comes_back_as_the_pixels_that_the_decoder_makes_of_it() -> None
     decode_image(photo, spec, MediaLimits(), expected)
 
     async def scene() -> None:
-        async with a_pool(command=WORKER_COMMAND) as (pool, _):
+        async with a_pool(command=FORK_SERVER_COMMAND) as (pool, _):
             with await order(pool, photo, DecodeJob(spec)) as decoded:
                 assert decoded.rows.shape == (1, 56, 48, 3)
                 np.testing.assert_array_equal(decoded.rows[0], expected)
@@ -69,7 +69,7 @@ def test_two_hundred_photos_at_once_come_back_each_as_itself() -> None:
             return row
 
     async def scene() -> None:
-        async with a_pool(image_workers=2, command=WORKER_COMMAND) as (pool, counts):
+        async with a_pool(image_workers=2, command=FORK_SERVER_COMMAND) as (pool, counts):
             rows = await asyncio.gather(*(one(pool, photo) for photo in photos))
             np.testing.assert_array_equal(np.stack(rows), expected)
             assert pool.pending("image") == 0
@@ -271,12 +271,12 @@ def test_closing_ends_what_does_not_finish_in_time() -> None:
 def test_a_worker_that_did_its_share_is_replaced_without_a_gap() -> None:
     async def scene() -> None:
         async with a_pool(recycle_after_jobs=10) as (pool, counts):
-            workers: set[int] = set()
-            while len(workers) < 4:
+            seen: set[int] = set()
+            while len(seen) < 4:
                 with await order(pool, "fill:3") as decoded:
-                    workers.add(decoded.info.width)
+                    seen.add(decoded.info.width)
                     assert pool.worker_states["idle"] + pool.worker_states["busy"] >= 2
-            await until(lambda: pool.worker_states["idle"] == 2 and len(children()) == 2)
+            await until(lambda: pool.worker_states["idle"] == 2 and len(workers()) == 2)
             assert set(counts.restarts) == {"recycled"}
 
     run(scene)
@@ -297,7 +297,7 @@ def test_nothing_is_left_behind_by_three_hundred_jobs_of_all_sorts() -> None:
             leaving.cancel()
             await asyncio.wait([leaving])
         elif sort == "kill":
-            os.kill(chance.choice(sorted(children())), signal.SIGKILL)
+            os.kill(chance.choice(sorted(workers())), signal.SIGKILL)
         else:
             (await order(pool, sort, job, within_s=0.3 if sort == "hang" else 60.0)).close()
 
@@ -309,7 +309,7 @@ def test_nothing_is_left_behind_by_three_hundred_jobs_of_all_sorts() -> None:
                     *(one(pool, sort) for sort in orders[start : start + 30]), return_exceptions=True
                 )
                 assert all(outcome is None or isinstance(outcome, expected) for outcome in outcomes), outcomes
-            await until(lambda: pool.worker_states["idle"] == 3 and len(children()) == 3)
+            await until(lambda: pool.worker_states["idle"] == 3 and len(workers()) == 3)
             assert pool.healthy
             assert (pool.pending("image"), pool.pending("video")) == (0, 0)
             with await order(pool, "fill:77") as decoded:

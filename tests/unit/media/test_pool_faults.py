@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from pool_scenes import CLIP, a_pool, children, open_descriptors, order, run, until
+from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, open_descriptors, order, run, until, workers
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Overloaded, Unavailable
 from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
 from app.media.pool import RESTART_REASONS, MediaPool
-from app.media.process import WorkerProcess
+from app.media.process import FORK_SERVER_COMMAND, ForkServer, WorkerProcess
 
 
 def test_a_crash_is_survived_in_the_event_loop_that_serves_too() -> None:
@@ -64,7 +64,7 @@ def test_a_worker_that_fails_costs_its_one_request_and_is_replaced(
                     assert (decoded.rows == value).all()
                     assert decoded.info.width != first
             assert counts.restarts == {reason: 1}
-            await until(lambda: len(children()) == 2)
+            await until(lambda: len(workers()) == 2)
 
     run(scene)
 
@@ -148,7 +148,7 @@ def test_a_job_whose_workers_are_killed_twice_is_given_up_as_too_large() -> None
 
     async def busy_children() -> int:
         await asyncio.sleep(0.05)
-        sleeping = [pid for pid in children() if b"nanosleep" in wait_channel(pid)]
+        sleeping = [pid for pid in workers() if b"nanosleep" in wait_channel(pid)]
         assert len(sleeping) == 1
         return sleeping[0]
 
@@ -227,18 +227,94 @@ def test_workers_that_end_at_their_start_again_and_again_make_the_pool_unavailab
 
 
 def test_a_worker_that_cannot_be_started_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(pid: int) -> int:
+    def none_left(*_: object) -> int:
         raise OSError(24, "Too many open files")
 
-    before = open_descriptors()
-    settings = WorkerSettings("image", MediaLimits(), memory_bytes=1 << 30)
-    with pytest.raises(FileNotFoundError):
-        WorkerProcess(settings, ("/no/such/program",))
-    monkeypatch.setattr(os, "pidfd_open", none_left)
-    with pytest.raises(OSError, match="Too many"):
-        WorkerProcess(settings)
-    assert open_descriptors() == before
-    assert not children()
+    async def scene() -> None:
+        before = open_descriptors()
+        settings = WorkerSettings("image", MediaLimits(), memory_bytes=1 << 30)
+        with pytest.raises(FileNotFoundError):
+            ForkServer(settings, ("/no/such/program",)).fork()
+        assert open_descriptors() == before
+        forks = ForkServer(settings, HOSTILE_WORKER)
+        with monkeypatch.context() as full:
+            full.setattr(os, "memfd_create", none_left)
+            with pytest.raises(OSError, match="Too many"):
+                forks.fork()
+        assert open_descriptors() == before
+        forks.fork().hang_up()
+        with monkeypatch.context() as full:
+            full.setattr(os, "memfd_create", none_left)
+            with pytest.raises(OSError, match="Too many"):
+                forks.fork()
+        forks.close()
+        assert open_descriptors() <= before + 1  # the stderr of the one that was forked, which nobody has reaped
+        assert not children()
+
+    run(scene)
+
+
+def test_workers_are_forked_by_a_process_with_one_thread_and_are_as_good_as_new() -> None:
+    async def scene() -> None:
+        async with a_pool(image_workers=3, command=FORK_SERVER_COMMAND):
+            assert len(children()) == 2
+            assert len(workers()) == 4
+            for pid in children():
+                assert len(os.listdir(f"/proc/{pid}/task")) == 1
+            for pid in workers():
+                # stdin, stdout, stderr, the socket to the pool: nothing of the fork server's or another worker's
+                assert sorted(map(int, os.listdir(f"/proc/{pid}/fd"))) == [0, 1, 2, 3]
+            names = sorted(Path(f"/proc/{pid}/comm").read_text() for pid in workers())
+            assert names == ["media-image\n"] * 3 + ["media-video\n"]
+
+    run(scene)
+
+
+def test_a_fork_server_that_is_killed_takes_its_workers_along_and_their_jobs_are_done_by_others() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                forked_by = parent_of(decoded.info.width)
+            job = asyncio.ensure_future(order(pool, "sleep:0.3"))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            os.kill(forked_by, signal.SIGKILL)
+            with await job as decoded:
+                assert parent_of(decoded.info.width) != forked_by
+            assert counts.restarts == {"killed": 1}
+            assert len(children()) == 2
+
+    run(scene)
+
+
+def test_a_fork_server_that_hangs_is_replaced_once_it_was_waited_for() -> None:
+    async def scene() -> None:
+        async with a_pool(start_timeout_s=1.0) as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                forked_by = parent_of(decoded.info.width)
+            os.kill(forked_by, signal.SIGSTOP)
+            os.kill(decoded.info.width, signal.SIGKILL)
+            await until(lambda: pool.worker_states["starting"] == 1)
+            with await order(pool, "fill:2") as decoded:
+                assert parent_of(decoded.info.width) != forked_by
+            assert counts.restarts["start_failed"] >= 1
+            assert pool.healthy
+
+    run(scene)
+
+
+def test_a_pool_closes_although_a_fork_server_hangs() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            with await order(pool, "fill:1") as decoded:
+                os.kill(parent_of(decoded.info.width), signal.SIGSTOP)
+            await pool.close(0.0)
+        assert not children()
+
+    run(scene)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_worker_that_never_becomes_ready_is_ended() -> None:
@@ -274,7 +350,11 @@ def test_a_running_pool_that_loses_its_workers_for_good_says_so_and_recovers_whe
             broken.touch()
             with pytest.raises(BrokenMedia):
                 await order(pool, "crash")
-            waiting = asyncio.ensure_future(order(pool, "fill:1"))
+            with await order(pool, "fill:1") as decoded:  # forked from memory, whatever has become of the disk
+                forked_by = parent_of(decoded.info.width)
+            waiting = asyncio.ensure_future(order(pool, "sleep:3600"))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            os.kill(forked_by, signal.SIGKILL)
             with pytest.raises(Unavailable):
                 await waiting
             assert not pool.healthy

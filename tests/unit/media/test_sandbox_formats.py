@@ -18,7 +18,7 @@ from priority import take_ordinary_priority
 from app.errors import LimitExceeded
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
-from app.media.process import WORKER_COMMAND
+from app.media.process import FORK_SERVER_COMMAND
 from app.media.spec import DecodeJob, ImageSpec, VideoSpec, row_shape, rows_of
 from app.media.video import decode_video
 
@@ -101,7 +101,7 @@ def test_every_image_format_is_decoded_inside_the_sandbox_as_outside() -> None:
     assert isinstance(spec, ImageSpec)
 
     async def scene() -> None:
-        async with a_pool(command=WORKER_COMMAND) as (pool, counts):
+        async with a_pool(command=FORK_SERVER_COMMAND) as (pool, counts):
             assert pool.confinement == "seccomp"
             for name, data in IMAGES.items():
                 expected = rows_for(IMAGE_JOB)
@@ -126,7 +126,7 @@ def test_every_video_format_is_decoded_inside_the_sandbox_as_outside(threads: in
     assert len(made) >= 6
 
     async def scene() -> None:
-        async with a_pool(command=WORKER_COMMAND, codec_threads=threads) as (pool, counts):
+        async with a_pool(command=FORK_SERVER_COMMAND, codec_threads=threads) as (pool, counts):
             for name, data in made.items():
                 expected = rows_for(VIDEO_JOB)
                 info = decode_video(data, spec, MediaLimits(), expected, clips=2, crops=3)
@@ -144,7 +144,7 @@ def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_work
     image, video = large_image(), large_video()
 
     async def scene() -> None:
-        options = {"command": WORKER_COMMAND, "codec_threads": threads}
+        options = {"command": FORK_SERVER_COMMAND, "codec_threads": threads}
         async with a_pool(worker_memory_bytes=room, **options) as (pool, counts):
             for data, job in ((image, IMAGE_JOB), (video, VIDEO_JOB)):
                 with pytest.raises(LimitExceeded, match="memory"):
@@ -157,7 +157,7 @@ def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_work
 
 def test_large_files_that_a_worker_has_memory_for_are_decoded() -> None:
     async def scene() -> None:
-        async with a_pool(worker_memory_bytes=1 << 30, command=WORKER_COMMAND) as (pool, counts):
+        async with a_pool(worker_memory_bytes=1 << 30, command=FORK_SERVER_COMMAND) as (pool, counts):
             for data, job in ((large_image(), IMAGE_JOB), (large_video(), VIDEO_JOB)):
                 (await order(pool, data, job)).close()
             assert not counts.restarts

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_scenes import CLIP, PHOTO, a_pool, children, found, order, run
+from pool_scenes import CLIP, PHOTO, a_pool, children, found, order, run, workers
 
 from app.errors import BrokenMedia
 
@@ -18,7 +18,7 @@ SERVER = """
 import asyncio, os, signal, sys, time
 sys.path.insert(0, {here!r})
 from app.errors import BrokenMedia
-from pool_scenes import a_pool, children, order
+from pool_scenes import a_pool, children, order, workers
 
 async def main():
     async with a_pool(image_workers=2) as (pool, counts):
@@ -27,7 +27,7 @@ async def main():
             await asyncio.sleep(0.01)
         interrupted = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
-        print(*children(), flush=True)
+        print(*workers(), *children(), flush=True)
         await interrupted.wait()
         with await job as decoded:
             print("finished", decoded.rows.shape, dict(counts.restarts), flush=True)
@@ -37,7 +37,8 @@ asyncio.run(main())
 
 
 def a_server(job: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A process that runs a pool, in a process group of its own as a shell would start it, and its workers."""
+    """A process that runs a pool, in a process group of its own as a shell would start it; its workers and their two
+    fork servers."""
     code = SERVER.format(here=str(Path(__file__).parent), job=job)
     root = str(Path(__file__).resolve().parents[3])
     server = subprocess.Popen(
@@ -59,31 +60,31 @@ def is_running(pid: int) -> bool:
 
 
 def test_workers_die_with_a_server_that_is_killed_even_in_the_middle_of_a_job() -> None:
-    server, workers = a_server("spin")
+    server, processes = a_server("spin")
     with server:
-        assert len(workers) == 3
-        assert all(is_running(pid) for pid in workers)
+        assert len(processes) == 3 + 2
+        assert all(is_running(pid) for pid in processes)
         server.kill()
     end = time.monotonic() + 10
-    while any(is_running(pid) for pid in workers):
+    while any(is_running(pid) for pid in processes):
         assert time.monotonic() < end, "a worker outlived its server"
         time.sleep(0.01)
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_server_and_its_workers_finish_their_jobs() -> None:
-    server, workers = a_server("sleep:0.5")
+    server, processes = a_server("sleep:0.5")
     with server:
-        assert all(os.getpgid(pid) != server.pid for pid in workers)
+        assert all(os.getpgid(pid) != server.pid for pid in processes)
         os.killpg(server.pid, signal.SIGINT)
         out, _ = server.communicate(timeout=30)
     assert out == "finished (1, 32, 24, 3) {}\n"
-    assert not any(is_running(pid) for pid in workers)
+    assert not any(is_running(pid) for pid in processes)
 
 
 def test_a_worker_leaves_signals_that_are_meant_for_the_server_to_the_server() -> None:
     async def scene() -> None:
         async with a_pool() as (pool, counts):
-            for pid in children():
+            for pid in children() | workers():
                 for meant_for_the_server in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     os.kill(pid, meant_for_the_server)
             (await order(pool, "sleep:0.05")).close()

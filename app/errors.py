@@ -66,15 +66,13 @@ class LimitExceeded(RequestError):
 
 
 class Overloaded(HieraError):
-    """The queue cannot take the request in time. `retry_after_s` is the predicted wait in seconds; for `stands_s`
-    seconds the same request would be refused again, whatever is finished meanwhile."""
+    """The queue cannot take the request in time. `retry_after_s` is the predicted wait in seconds."""
 
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: float, stands_s: float = 0.0, code: str | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, code: str | None = None) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
-        self.stands_s = stands_s
 
 
 class Unavailable(HieraError):

@@ -48,7 +48,7 @@ class DirectedServer(DrainingServer):
         super().__init__(
             app,
             connection_limits(settings, settings.http_workers),
-            app.state.refusals,
+            app.state.gate,
             grace_s=settings.shutdown_grace_seconds,
             timeout_s=settings.shutdown_timeout_seconds,
             on_drain=app.state.server.begin_drain,

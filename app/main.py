@@ -17,9 +17,9 @@ from app.api.application import CLASSIFY_PATHS, Parts, build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
 from app.api.exchange import exchange_of
+from app.api.gate import Gate
 from app.api.keys import KeyRing
-from app.api.query import QueryLimits
-from app.api.refusals import RecentRefusals
+from app.api.query import QueryLimits, QueryParser
 from app.api.uploads import UploadLimits
 from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
 from app.errors import HieraError
@@ -39,6 +39,8 @@ _log = logging.getLogger("hiera.server")
 _LONGEST_TIMEOUT_MS = 3_600_000
 _TIDY_EVERY_S = 5.0
 _BUSY_TICKETS = 64
+# Requests leave no cycles, so the collector rarely finds anything: it need not look after every 700 allocations.
+_GC_THRESHOLDS = (20_000, 10, 10)
 
 
 class Server:
@@ -133,11 +135,12 @@ class Server:
         # What is here now stays: the collector need not walk through it again while requests wait.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def create_app(settings: Settings | None = None, shared: SharedEngines | None = None) -> FastAPI:
     """The ASGI application. `app.state.server` is its `Server`, for whoever handles signals, `app.state.metrics` its
-    own metrics, `app.state.refusals` what it has lately refused, for the HTTP protocol.
+    own metrics, `app.state.gate` what refuses requests in the HTTP protocol.
 
     Args:
         settings: the environment's by default.
@@ -163,7 +166,9 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
                 await asyncio.to_thread(tracing.close)
 
     keys, admin_keys = _key_rings(settings)
-    refusals = RecentRefusals(metrics.refused_alike)
+    bounds = _bounds(settings)
+    parsers = {task: QueryParser(task, of.query) for task, of in bounds.items()}
+    gate = Gate(core.service, parsers, CLASSIFY_PATHS, keys, metrics.refused)
     parts = Parts(
         service=core.service,
         models=core.registry,
@@ -173,8 +178,8 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
         keys=keys,
         admin_keys=admin_keys,
         administer=core.administer,
-        bounds=_bounds(settings),
-        refusals=refusals,
+        bounds=bounds,
+        gate=gate,
         metrics_need_key=settings.metrics_need_key,
         cors_origins=settings.cors_origin_list,
     )
@@ -183,7 +188,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
         _trace_requests(app, tracing)
     app.state.server = server
     app.state.metrics = metrics
-    app.state.refusals = refusals
+    app.state.gate = gate
     return app
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.api.gate import Gate
 from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE
-from app.api.refusals import RecentRefusals
 from app.api.schemas import Problem
 
 _log = logging.getLogger("hiera.server")
@@ -56,9 +56,9 @@ _TOO_LONG = _Refusal(
 _TOO_MANY = _Refusal(503, "Service Unavailable", "too_many_connections", "all connections are taken; try again later.")
 
 
-def limited_protocol(limits: ConnectionLimits, refusals: RecentRefusals) -> type[asyncio.Protocol]:
+def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Protocol]:
     """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request. What
-    `refusals` knows to be refused again is answered here; its body is read and dropped."""
+    `gate` refuses is answered here; its body is read and dropped."""
 
     class LimitedProtocol(HttpToolsProtocol):
         _reading_head = True
@@ -104,7 +104,7 @@ def limited_protocol(limits: ConnectionLimits, refusals: RecentRefusals) -> type
             self._reading_head = False
             self._head_bytes = 0
             if self._can_refuse():
-                answer = refusals.answer(self.url, self.headers, self.server_state.default_headers)
+                answer = gate.answer(self.url, self.headers, self.server_state.default_headers)
                 if answer is not None:
                     self.transport.write(answer)
                     self._dropping = True
@@ -207,7 +207,7 @@ class DrainingServer(uvicorn.Server):
     Args:
         app: the ASGI application.
         limits: of connections.
-        refusals: what the application has lately refused, to be refused again.
+        gate: what refuses requests in an overload.
         grace_s: how long requests are still taken after the first signal.
         timeout_s: how long accepted requests may then take.
         on_drain: called at the first signal: readiness must say no from now on.
@@ -218,7 +218,7 @@ class DrainingServer(uvicorn.Server):
         self,
         app: object,
         limits: ConnectionLimits,
-        refusals: RecentRefusals,
+        gate: Gate,
         *,
         grace_s: float,
         timeout_s: float,
@@ -229,7 +229,7 @@ class DrainingServer(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 loop="uvloop",
-                http=limited_protocol(limits, refusals),
+                http=limited_protocol(limits, gate),
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -21,13 +21,13 @@ from app.api.admin import VERSION, AdminEndpoints, Administer
 from app.api.classify import ClassifyBounds, classify_endpoint
 from app.api.direct import DirectFastAPI, Endpoint
 from app.api.exchange import exchange_of
+from app.api.gate import Gate
 from app.api.health import Condition, Exposition, HealthEndpoints, MetricsEndpoint
 from app.api.keys import KeyRing
 from app.api.middleware import RecordExchanges, RequireKey
 from app.api.models import ModelEndpoints, ModelList
 from app.api.pages import PageEndpoints
 from app.api.problems import problem_of, problem_response
-from app.api.refusals import RecentRefusals
 from app.api.schemas import Health, ModelChange, ModelChanges, ModelDetail, Models, ModelStandings, Signpost
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
@@ -38,7 +38,7 @@ from app.telemetry.metrics import Metrics
 _log = logging.getLogger("hiera.errors")
 _OPEN_PATHS = frozenset({"/", "/docs", "/docs/", "/openapi.json", "/health/"})
 _TASKS: tuple[Task, ...] = ("image", "video")
-CLASSIFY_PATHS = {f"/classify/{task}": task for task in _TASKS}
+CLASSIFY_PATHS: dict[str, Task] = {f"/classify/{task}": task for task in _TASKS}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Parts:
     admin_keys: KeyRing
     administer: Administer
     bounds: dict[Task, ClassifyBounds]
-    refusals: RecentRefusals
+    gate: Gate
     metrics_need_key: bool = False
     cors_origins: tuple[str, ...] = ()
 
@@ -92,7 +92,7 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
 def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
     for task in _TASKS:
         bounds = parts.bounds[task]
-        classify = classify_endpoint(task, parts.service, bounds, parts.metrics, parts.refusals)
+        classify = classify_endpoint(task, parts.service, bounds, parts.metrics, parts.gate)
         app.add_direct_route(f"/classify/{task}", classify, _answer_problem)
         app.add_api_route(
             f"/classify/{task}",

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from app.api.body import Body, UploadPace
 from app.api.disconnect import CancelOnDisconnect
 from app.api.exchange import Exchange, exchange_of
+from app.api.gate import Gate
 from app.api.problems import problem_of
 from app.api.query import QueryLimits, QueryParser
-from app.api.refusals import RecentRefusals
 from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult, ImageResults, Problem
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
@@ -25,7 +24,8 @@ from app.errors import DeadlineExceeded, MalformedRequest, Overloaded, RequestCa
 from app.media.shared import SharedBytes
 from app.serving.observer import ServingObserver
 from app.serving.results import Classification, Task
-from app.serving.service import Service, Ticket
+from app.serving.service import Service
+from app.serving.ticket import Ticket
 
 _log = logging.getLogger("hiera.errors")
 _JSON = "application/json"
@@ -44,7 +44,7 @@ class ClassifyBounds:
 
 
 def classify_endpoint(
-    task: Task, service: Service, bounds: ClassifyBounds, observer: ServingObserver, refusals: RecentRefusals
+    task: Task, service: Service, bounds: ClassifyBounds, observer: ServingObserver, gate: Gate
 ) -> Endpoint:
     """The endpoint of `POST /classify/{task}`. It takes the bare request and reads parameters and body itself."""
     parser = QueryParser(task, bounds.query)
@@ -57,8 +57,8 @@ def classify_endpoint(
         envelope = envelope_of(body, task, bounds.upload)
         try:
             ticket = service.admit(task, options, started=exchange.started, body_bytes=body.content_length or 0)
-        except Overloaded as error:
-            refusals.remember(_url_of(scope), scope["headers"], error, task)
+        except Overloaded:
+            gate.guard()
             raise
         with ticket:
             exchange.model = ticket.model.name
@@ -83,13 +83,6 @@ def classify_endpoint(
         return Response(_answer(outcomes, exchange), media_type=_JSON)
 
     return classify
-
-
-def _url_of(scope: Scope) -> bytes:
-    """As it came."""
-    query: bytes = scope["query_string"]
-    path: bytes = scope["raw_path"]
-    return path + b"?" + query if query else path
 
 
 def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:

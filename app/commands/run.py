@@ -78,7 +78,7 @@ def _serve_alone(app: FastAPI, settings: Settings, listener: socket.socket) -> i
     server = DrainingServer(
         app,
         connection_limits(settings),
-        app.state.refusals,
+        app.state.gate,
         grace_s=settings.shutdown_grace_seconds,
         timeout_s=settings.shutdown_timeout_seconds,
         on_drain=app.state.server.begin_drain,

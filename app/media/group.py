@@ -32,8 +32,8 @@ class GroupOptions:
     """How a group works.
 
     `timeout_s` is the longest that one job may run. `codec_threads` are given to a job that runs alone; jobs beside
-    each other get one each. `abandoned_grace_s` is how long a job may run on when nobody waits for it any more: about
-    what starting another worker would cost, so that neither killing nor waiting costs over twice the better choice.
+    each other get one each. `abandoned_grace_s` is how long a job may run on when nobody waits for it any more: some
+    times what another worker costs, cold caches included, so that neither killing nor waiting is ever a bad choice.
     """
 
     name: str
@@ -58,12 +58,12 @@ class _Run:
 
 
 class WorkerGroup:
-    """Runs jobs on `options.workers` processes made by `forks`. `changed` and `restarted` feed the metrics."""
+    """Runs jobs on `options.workers` processes. `changed` and `restarted` feed the metrics."""
 
     def __init__(
         self,
         options: GroupOptions,
-        forks: ForkServer,
+        new_fork_server: Callable[[], ForkServer],
         on_changed: Callable[[], None],
         on_restarted: Callable[[str], None],
     ) -> None:
@@ -73,7 +73,7 @@ class WorkerGroup:
         self._supervisor = Supervisor(
             options.name,
             options.workers,
-            forks,
+            new_fork_server,
             self,
             recycle_after_jobs=options.recycle_after_jobs,
             start_timeout_s=options.start_timeout_s,

@@ -81,7 +81,7 @@ class MediaPool:
         video_niceness: int = 10,
         recycle_after_jobs: int = 5000,
         start_timeout_s: float = 30.0,
-        abandoned_grace_s: float = 0.5,
+        abandoned_grace_s: float = 0.05,
         command: Sequence[str] = FORK_SERVER_COMMAND,
     ) -> None:
         if image_workers < 1 or video_workers < 1:
@@ -101,7 +101,7 @@ class MediaPool:
                 start_timeout_s=start_timeout_s,
                 abandoned_grace_s=abandoned_grace_s,
             )
-            return WorkerGroup(options, ForkServer(settings, command), self._changed, self._restarted)
+            return WorkerGroup(options, lambda: ForkServer(settings, command), self._changed, self._restarted)
 
         threads = codec_threads or len(os.sched_getaffinity(0))
         self._groups: dict[Kind, WorkerGroup] = {

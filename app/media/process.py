@@ -53,14 +53,16 @@ class WorkerProcess:
         channel: a non-blocking SOCK_SEQPACKET socket, readable when the worker said something or hung up.
         buffers: the row buffers that the worker writes into.
         on_exit: called on the event loop once the process has ended.
+        fork_server: that it comes from, and ends with.
     """
 
-    def __init__(self, channel: socket.socket, stderr: int, kill: Callable[[], None]) -> None:
+    def __init__(self, fork_server: ForkServer, number: int, channel: socket.socket, stderr: int) -> None:
         self.channel = channel
         self.buffers = RowBuffers()
         self.on_exit: Callable[[], object] = lambda: None
+        self.fork_server = fork_server
+        self._number = number
         self._stderr = stderr
-        self._kill = kill
         self._words_of_others = ""
         self._status: int | None = None
 
@@ -96,7 +98,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """End it now, whatever it is doing. Harmless if it has ended."""
         if self._status is None:
-            self._kill()
+            self.fork_server.kill_worker(self._number)
 
     def exited(self, status: int, words: str = "") -> None:
         """The process has ended with `status`, and whoever made it says `words` of that."""
@@ -135,6 +137,7 @@ class ForkServer:
         self._stderr = -1
         self._numbers = itertools.count()
         self._workers: dict[int, WorkerProcess] = {}
+        self._retired = False
 
     def fork(self) -> WorkerProcess:
         """A worker that will say that it is ready, or end.
@@ -153,16 +156,31 @@ class ForkServer:
                 undo.callback(os.close, stderr)
                 control.sendmsg([messages.encode_command(number)], _rights(theirs.fileno(), stderr))
             undo.pop_all()
-        self._workers[number] = worker = WorkerProcess(ours, stderr, lambda: self._kill(number))
+        self._workers[number] = worker = WorkerProcess(self, number, ours, stderr)
         return worker
+
+    def kill_worker(self, number: int) -> None:
+        """What `WorkerProcess.kill` does."""
+        if self._control is None:
+            return
+        try:
+            self._control.send(messages.encode_command(number, kill=True))
+        except OSError:  # it does not listen any more
+            self.kill()
 
     def kill(self) -> None:
         """End it now, with all of its workers; each of them is told of in a moment."""
         if self._process is not None:
             self._process.kill()
 
+    def retire(self) -> None:
+        """Nothing more is asked of it: let it end with its last worker."""
+        self._retired = True
+        if not self._workers:
+            self.close()
+
     def close(self) -> None:
-        """End it for good, when all of its workers have ended."""
+        """End it, when all of its workers have ended."""
         self.kill()
         if self._control is not None:
             self._ended(self._control)
@@ -191,14 +209,6 @@ class ForkServer:
         self._process, self._control, self._stderr = process, control, stderr
         return control
 
-    def _kill(self, number: int) -> None:
-        if self._control is None:
-            return
-        try:
-            self._control.send(messages.encode_command(number, kill=True))
-        except OSError:  # it does not listen any more
-            self.kill()
-
     def _heard(self, control: socket.socket) -> None:
         """Read one message; the loop calls again if there are more."""
         try:
@@ -212,6 +222,8 @@ class ForkServer:
             return
         number, status = messages.decode_exit(packet)
         self._workers.pop(number).exited(status)
+        if self._retired and not self._workers:
+            self.close()
 
     def _ended(self, control: socket.socket) -> None:
         """It has hung up, so it has ended or is about to; the kernel ends its workers with it."""

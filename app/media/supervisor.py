@@ -20,6 +20,8 @@ from app.media.messages import Outcome, ProtocolViolation, Ready
 from app.media.process import ForkServer, WorkerProcess
 
 FAILED_STARTS_TOLERATED = 3
+# The workers of a fork server have one layout of their memory. Who wants to find it out crashes thousands of them.
+CRASHES_TOLERATED = 20
 _PROVEN_AFTER_S = 10.0  # a worker that waited this long for a job did start properly
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
 _EXIT_GRACE_S = 1.0  # from our hanging up to the end of the process; then it is killed
@@ -93,13 +95,13 @@ class Listener(Protocol):
 
 
 class Supervisor:
-    """Keeps `count` workers, made by `forks`, alive between `start` and `close`. Lives in one event loop."""
+    """Keeps `count` workers alive between `start` and `close`. Lives in one event loop."""
 
     def __init__(
         self,
         name: str,
         count: int,
-        forks: ForkServer,
+        new_fork_server: Callable[[], ForkServer],
         listener: Listener,
         *,
         recycle_after_jobs: int,
@@ -107,7 +109,9 @@ class Supervisor:
     ) -> None:
         self._name = name
         self._count = count
-        self._forks = forks
+        self._new_fork_server = new_fork_server
+        self._forks = new_fork_server()
+        self._crashes = 0  # of its workers
         self._listener = listener
         self._recycle_after_jobs = recycle_after_jobs
         self._start_timeout_s = start_timeout_s
@@ -198,7 +202,19 @@ class Supervisor:
         self._listener.restarted(reason)
         if not worker.proven:
             self._start_failed()
+        if reason == "crashed":
+            self._crashes += 1
+            if self._crashes >= CRASHES_TOLERATED:
+                self._renew()
         self._fill()
+
+    def _renew(self) -> None:
+        """Go on with another fork server, and replace the workers of this one without a gap."""
+        _logger.warning("%d workers for %ss have crashed: their fork server is renewed", self._crashes, self._name)
+        self._forks.retire()
+        self._forks, self._crashes = self._new_fork_server(), 0
+        for worker in self._workers:
+            worker.recycle_after_jobs = 0
 
     def _start_failed(self) -> None:
         self._failed_starts += 1
@@ -214,7 +230,7 @@ class Supervisor:
     def _start_overran(self, worker: Worker) -> None:
         _logger.error("a worker for %ss was not ready after %g s", self._name, self._start_timeout_s)
         self.end(worker, "start_failed")
-        self._forks.kill()  # it does not fork, or not in time: another one may
+        worker.process.fork_server.kill()  # it does not fork, or not in time: another one may
 
     def _heard(self, worker: Worker) -> None:
         """Read one message; the loop calls again if there are more."""
@@ -290,7 +306,7 @@ class Supervisor:
 
     def _insist(self, worker: Worker) -> None:
         worker.process.kill()
-        worker.set_timer(_NEWS_GRACE_S, self._forks.kill)
+        worker.set_timer(_NEWS_GRACE_S, worker.process.fork_server.kill)
 
 
 def _reason(status: int | None) -> str:

@@ -20,8 +20,6 @@ _MIN_RETRY_S = 0.05
 # prediction knows (a worker that is killed, a core that others take): a queue that is as long as its deadlines loses
 # all of its work at the first stumble, and goes on losing it. A shorter one answers as many.
 _HEADROOM = 2.0
-# A refusal stands for a small part of the work that waits: the queue is nowhere near empty by then.
-_STANDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,18 @@ class Admission:
         self._reserve(reservation, rows, nbytes, deadline, decode_s)
         return reservation
 
+    def refusal(
+        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0
+    ) -> Overloaded | None:
+        """What `admit` would raise now; nothing is reserved. A refusal counts as one."""
+        with self._lock:
+            refusal = self._refusal(lane, rows, nbytes, deadline, decode_s)
+        if refusal is None:
+            return None
+        reason, error = refusal
+        self._on_reject(lane.model, reason)
+        return error
+
     def _reserve(
         self, reservation: Reservation, rows: int, nbytes: int, deadline: float | None, decode_s: float
     ) -> None:
@@ -152,8 +162,7 @@ class Admission:
         excess = total_rows + rows - self._max_rows
         if excess > 0:
             wait_s = min(backlog_s, lane.predict_s(excess))
-            stands_s = _STANDS * backlog_s
-            return "queue_rows", _overloaded("the queue is full; try again later", wait_s, stands_s)
+            return "queue_rows", _overloaded("the queue is full; try again later", wait_s)
         if total_bytes + nbytes > self._max_bytes:
             return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", backlog_s)
         return None if deadline is None else self._lateness(lane, rows, deadline, backlog_s, decode_s)
@@ -165,8 +174,7 @@ class Admission:
         needed_s = _HEADROOM * (max(backlog_s, decode_s) + lane.predict_s(rows))
         late_s = needed_s - (deadline - self._clock())
         if late_s > 0:
-            message, stands_s = "the queue cannot make the deadline; try again later", _STANDS * backlog_s
-            return "deadline", _overloaded(message, late_s / _HEADROOM, stands_s)
+            return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s / _HEADROOM)
         return None
 
     def _backlog_s(self, device: str) -> float:
@@ -262,5 +270,5 @@ class Reservation:
         self._admission._release(self)
 
 
-def _overloaded(message: str, wait_s: float, stands_s: float = 0.0) -> Overloaded:
-    return Overloaded(message, retry_after_s=max(wait_s, _MIN_RETRY_S), stands_s=stands_s)
+def _overloaded(message: str, wait_s: float) -> Overloaded:
+    return Overloaded(message, retry_after_s=max(wait_s, _MIN_RETRY_S))

@@ -81,7 +81,11 @@ class BatchCurve:
     def predict_s(self, rows: int) -> float:
         """Seconds that one engine takes for `rows` rows in batches of the useful size."""
         full, rest = divmod(max(rows, 0), self.useful_rows)
-        return full * self.batch_s(self.useful_rows) + self.batch_s(rest)
+        return full * self._useful_s + self.batch_s(rest)
+
+    @cached_property
+    def _useful_s(self) -> float:
+        return self.batch_s(self.useful_rows)
 
 
 class CostModel:

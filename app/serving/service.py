@@ -11,21 +11,21 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import DeadlineExceeded, InvalidParameter, Unavailable
+from app.errors import DeadlineExceeded, HieraError, InvalidParameter, Overloaded, Unavailable
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeInfo, DecodeJob, rows_of
-from app.serving.admission import Admission, Reservation
+from app.serving.admission import Admission
 from app.serving.decode_load import DecodeLoad
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver, Stage
 from app.serving.postprocess import average_crops, average_views, top_k
 from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Prediction, Task
+from app.serving.ticket import Ticket
 
 
 class ModelSource(Protocol):
@@ -63,75 +63,6 @@ class ServiceDefaults:
     max_clips: int = 16
     image_workers: int = 1
     video_workers: int = 1
-
-
-class Ticket:
-    """An admitted request. Use it as a context manager, or call `release`; both are harmless twice.
-
-    Attributes:
-        model: who will answer.
-        options: the caller's.
-        job: what each file is decoded to.
-        started, deadline: `time.monotonic()` seconds.
-    """
-
-    __slots__ = ("_released", "_service", "deadline", "job", "model", "options", "reservation", "started")
-
-    def __init__(
-        self,
-        service: Service,
-        model: LoadedModel,
-        options: ClassifyOptions,
-        job: DecodeJob,
-        started: float,
-        deadline: float,
-        reservation: Reservation,
-    ) -> None:
-        self._service = service
-        self._released = False
-        self.model = model
-        self.options = options
-        self.job = job
-        self.started = started
-        self.deadline = deadline
-        self.reservation = reservation
-
-    def grow(self, *, files: int = 0, body_bytes: int = 0) -> None:
-        """Reserve room for more files or bytes than `admit` was told of.
-
-        Raises:
-            Overloaded: there is no room; what was reserved before stays.
-        """
-        rows = files * rows_of(self.job)
-        self.reservation.grow(rows=rows, nbytes=rows * self.model.row_nbytes + body_bytes)
-
-    def set_aside(self) -> None:
-        """The upload takes long: until `resume`, it does not count in what others are predicted to wait."""
-        self.reservation.set_aside()
-
-    def resume(self) -> None:
-        """The upload is complete.
-
-        Raises:
-            Overloaded: it was set aside, and the deadline cannot be made any more.
-        """
-        self._service._resume(self)
-
-    def release(self) -> None:
-        """Give back what the request held."""
-        if not self._released:
-            self._released = True
-            self.reservation.release()
-            self.model.release()
-            self._service._closed_ticket()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class Service:
@@ -193,9 +124,7 @@ class Service:
             Overloaded: there is no room, or the deadline cannot be made.
         """
         _check_options(task, options, self._defaults)
-        bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
-        timeout_s = bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000)
-        deadline = started + timeout_s
+        deadline = self._deadline(task, options, started)
         model = self._registry.get(task, options.model)
         try:
             if self._draining:
@@ -216,7 +145,34 @@ class Service:
             model.release()
             raise
         self._open_tickets += 1
-        return Ticket(self, model, options, job, started, deadline, reservation)
+        load = self._decode_load[task]
+        return Ticket(
+            model, options, job, started, deadline, reservation, lambda: load.predict_s(1), self._closed_ticket
+        )
+
+    def refusal(
+        self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
+    ) -> Overloaded | None:
+        """What `admit` would raise for lack of room or time; None for a request that has to be looked at in full. It
+        takes some microseconds, and nothing is reserved."""
+        if self._draining:
+            return None
+        try:
+            _check_options(task, options, self._defaults)
+            model = self._registry.get(task, options.model)
+        except HieraError:
+            return None
+        try:
+            rows = files * rows_of(model.job(options.clips, options.crops))
+            return self._admission.refusal(
+                model.lane,
+                rows=rows,
+                nbytes=rows * model.row_nbytes + body_bytes,
+                deadline=self._deadline(task, options, started),
+                decode_s=self._decode_load[task].predict_s(files),
+            )
+        finally:
+            model.release()
 
     async def classify(self, ticket: Ticket, body: SharedBytes) -> Classification:
         """Classify one file of an admitted request. The caller keeps `body` and closes it afterwards.
@@ -278,9 +234,9 @@ class Service:
         load.observe(turns, time.monotonic() - began)
         return rows
 
-    def _resume(self, ticket: Ticket) -> None:
-        load = self._decode_load[ticket.model.manifest.task]
-        ticket.reservation.resume(ticket.deadline, load.predict_s(1))
+    def _deadline(self, task: Task, options: ClassifyOptions, started: float) -> float:
+        bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
+        return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -15,6 +16,9 @@ from typing import Literal, TextIO
 
 # uvicorn's news are told by our own lines; python-multipart quotes callers' bytes in its warnings.
 _LEAST_LEVEL = {"uvicorn.error": logging.ERROR, "python_multipart": logging.ERROR}
+
+# Printable ASCII but for space, quote, equals sign and backslash.
+_PLAIN_WORD = re.compile(r"[!#-<>-\[\]-~]+")
 
 LogFormat = Literal["plain", "json"]
 
@@ -59,6 +63,9 @@ class PlainLines(logging.Formatter):
 
 def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
     """Send every logger of the process to `stream` (stderr by default) in one format, replacing earlier handlers."""
+    # What no line shows need not be found out for each (docs.python.org/3/howto/logging.html#optimization).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonLines() if log_format == "json" else PlainLines())
     root = logging.getLogger()
@@ -81,5 +88,4 @@ def _timestamp(record: logging.LogRecord) -> str:
 def _quoted(value: object) -> str:
     """As is when it is one plain word, else as a JSON string: a caller's text can then not forge a second line."""
     text = str(value)
-    plain = text.isascii() and text.isprintable() and text != "" and not set(text) & set(' "=\\')
-    return text if plain else json.dumps(text)
+    return text if _PLAIN_WORD.fullmatch(text) else json.dumps(text)

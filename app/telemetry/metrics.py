@@ -6,6 +6,7 @@ exists (as 0) as soon as its labels can be known, so that a rate or an alert nev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -15,7 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 TASKS = ("image", "video")
 STAGES = ("upload", "decode", "queue", "inference", "postprocess")
 CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
-REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining", "repeated")  # the last: as one just before
+REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining")
 NO_MODEL = "none"  # the label of requests that were refused before a model was found
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -93,6 +94,13 @@ class Metrics:
             ("model", "rows"),
             registry=registry,
         )
+        # Looking a series up by its labels costs more than counting in it. These are never removed.
+        self._requests_of = functools.cache(self._requests.labels)
+        self._request_duration_of = functools.cache(self._request_duration.labels)
+        self._stage_duration_of = functools.cache(self._stage_duration.labels)
+        self._batch_rows_of = functools.cache(self._batch_rows.labels)
+        self._rows_of = functools.cache(self._rows.labels)
+        self._rejected_of = functools.cache(self._rejected.labels)
         for state in worker_states:
             self._media_workers.labels(state)
         for reason in restart_reasons:
@@ -128,13 +136,12 @@ class Metrics:
 
     def request(self, task: str, model: str, code: int, seconds: float) -> None:
         """A classification request was answered with `code` after `seconds`."""
-        self._requests.labels(task, model, str(code)).inc()
-        self._request_duration.labels(task, model).observe(seconds)
+        self._requests_of(task, model, code).inc()
+        self._request_duration_of(task, model).observe(seconds)
 
-    def refused_alike(self, task: str, seconds: float) -> None:
-        """A request was refused like one just before it, without asking admission."""
+    def refused(self, task: str, seconds: float) -> None:
+        """A request was refused at the gate, after `seconds`."""
         self.request(task, NO_MODEL, 429, seconds)
-        self.rejected(NO_MODEL, "repeated")
 
     # What serving reports.
 
@@ -144,10 +151,10 @@ class Metrics:
         self._start_work_at_zero(model)
 
     def stage_duration(self, model: str, stage: str, seconds: float) -> None:
-        self._stage_duration.labels(model, stage).observe(seconds)
+        self._stage_duration_of(model, stage).observe(seconds)
 
     def batch_rows(self, model: str, rows: int) -> None:
-        self._batch_rows.labels(model).observe(rows)
+        self._batch_rows_of(model).observe(rows)
 
     def queue_rows(self, model: str, rows: int) -> None:
         self._queue_rows.labels(model).set(rows)
@@ -158,10 +165,10 @@ class Metrics:
         self._in_flight_bytes.set(nbytes)
 
     def rows_total(self, model: str, rows: int) -> None:
-        self._rows.labels(model).inc(rows)
+        self._rows_of(model).inc(rows)
 
     def rejected(self, model: str, reason: str) -> None:
-        self._rejected.labels(model, reason).inc()
+        self._rejected_of(model, reason).inc()
 
     def cancelled(self, model: str, stage: str) -> None:
         self._cancelled.labels(model, stage).inc()

@@ -68,7 +68,7 @@ class Judgement:
 
     Attributes:
         verdicts: how often, by what the client did.
-        by_file: how often each kind of file was answered rightly and in time, of those who asked and waited.
+        right_by_file: how often each file was answered rightly and in time, a bad one with the right refusal.
         statuses: of all answers.
         farthest: the largest distance of a right answer from the one when idle; `exact` of `compared` are the same.
         latencies_s: of right answers, from the first byte sent.
@@ -109,8 +109,9 @@ def judge(
             distances.append(distance)
         if verdict is Verdict.RIGHT and answer is not None:
             latencies_s.append(answer.finished_s - outcome.sent_s)
-            if role.behaviour is Behaviour.ASKS and answer.finished_s <= until_s:
-                right_by_file[role.file] += 1
+        is_right = verdict in (Verdict.RIGHT, Verdict.AS_IDLE)
+        if is_right and answer is not None and answer.finished_s <= until_s:
+            right_by_file[role.file] += 1
         if verdict in BROKEN and answer is not None and len(faults) < 20:
             took_s = answer.finished_s - outcome.sent_s
             faults.append(f"{verdict}: {role.name}, {answer.status} after {took_s:.2f} s, {answer.body[:300]!r}")

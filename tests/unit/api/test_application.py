@@ -20,9 +20,9 @@ from app.api.admin import Administer
 from app.api.application import Parts, build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
+from app.api.gate import Gate
 from app.api.keys import KeyRing
 from app.api.query import QueryLimits
-from app.api.refusals import RecentRefusals
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
 from app.serving.changes import Order, Report
@@ -118,6 +118,7 @@ def build(
     keys: KeyRing | None = None,
     admin_keys: KeyRing | None = None,
     administer: Administer = nobody,
+    gate: Gate | None = None,
 ) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> Any:
@@ -126,7 +127,7 @@ def build(
     condition, metrics = condition or Condition(), metrics or Metrics()
     bounds = ClassifyBounds(QueryLimits(60_000, 8), UploadLimits(1000, 4000, 4), UploadPace(30, 30, 1))
     parts = Parts(
-        refusals=RecentRefusals(),
+        gate=gate or Gate(cast(Service, service), {}, {}, KeyRing()),
         service=cast(Service, service),
         models=condition,
         condition=condition,
@@ -232,10 +233,28 @@ def test_a_deadline_and_an_overload_while_working_reach_the_caller() -> None:
     full = SteeredService(refusal=Overloaded("full", retry_after_s=7.2))
     refused = ask(build(full), "POST", "/classify/image", files={"file": b"x"})
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "8")
+    assert (refused.headers["content-type"], refused.json()["detail"]) == ("application/problem+json", "full.")
     away = SteeredService(refusal=Unavailable("shutting down", code="draining"))
     drained = ask(build(away), "POST", "/classify/video", files={"file": b"x"})
     assert (drained.status_code, drained.json()["code"]) == (503, "draining")
     assert int(drained.headers["retry-after"]) >= 1
+
+
+def test_only_a_lack_of_room_or_time_puts_the_gate_on_guard() -> None:
+    class Guarded(Gate):
+        def __init__(self) -> None:
+            self.guarded = 0
+
+        def guard(self) -> None:
+            self.guarded += 1
+
+    gate = Guarded()
+    for error in (DeadlineExceeded("late"), Unavailable("away"), BrokenMedia("half")):
+        ask(build(SteeredService(refusal=error), gate=gate), "POST", "/classify/image", files={"file": b"x"})
+    assert gate.guarded == 0
+    full = SteeredService(refusal=Overloaded("full", retry_after_s=1))
+    ask(build(full, gate=gate), "POST", "/classify/image", files={"file": b"x"})
+    assert gate.guarded == 1
 
 
 def test_room_is_reserved_by_the_announced_length_or_as_the_bytes_come() -> None:

@@ -17,6 +17,7 @@ from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
 from app.media.pool import RESTART_REASONS, MediaPool
 from app.media.process import FORK_SERVER_COMMAND, ForkServer, WorkerProcess
+from app.media.supervisor import CRASHES_TOLERATED
 
 
 def test_a_crash_is_survived_in_the_event_loop_that_serves_too() -> None:
@@ -309,6 +310,27 @@ def test_a_pool_closes_although_a_fork_server_hangs() -> None:
                 os.kill(parent_of(decoded.info.width), signal.SIGSTOP)
             await pool.close(0.0)
         assert not children()
+
+    run(scene)
+
+
+def test_after_many_crashes_workers_come_from_a_fork_server_with_another_layout_of_memory() -> None:
+    """Else who crashes them could find out, try by try, where everything lies."""
+
+    async def scene() -> None:
+        async with a_pool(image_workers=2) as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                forked_by = parent_of(decoded.info.width)
+            for _ in range(CRASHES_TOLERATED):
+                with pytest.raises(BrokenMedia):
+                    await order(pool, "crash")
+                (await order(pool, "fill:1")).close()
+            await until(lambda: forked_by not in children())
+            await until(lambda: pool.worker_states == {"starting": 0, "idle": 3, "busy": 0})
+            assert len(children()) == 2
+            assert len(workers()) == 3
+            assert counts.restarts["crashed"] == CRASHES_TOLERATED
+            assert set(counts.restarts) == {"crashed", "recycled"}
 
     run(scene)
 

@@ -219,6 +219,37 @@ def test_a_queue_that_cannot_make_the_deadline_refuses_before_decoding(house: Ho
     run(scenario())
 
 
+def test_the_gate_is_told_what_admission_would_refuse_and_nothing_is_held_for_that(house: House) -> None:
+    def refusal(task: Task = "image", body_bytes: int = 0, **options: Any) -> Overloaded | None:
+        return house.service.refusal(task, ClassifyOptions(**options), started=time.monotonic(), body_bytes=body_bytes)
+
+    async def scenario() -> None:
+        assert refusal(body_bytes=10**9) is None  # alone in the house
+        running = asyncio.create_task(house.classify(bytes(8), "video", clips=4, crops=1))
+        await entered(house.gate)
+        in_flight = house.admission.in_flight
+        late = refusal(timeout_ms=600)
+        assert late is not None
+        with pytest.raises(Overloaded) as admitted:
+            await house.classify(b"\1", timeout_ms=600)
+        assert str(late) == str(admitted.value)
+        assert late.retry_after_s == pytest.approx(admitted.value.retry_after_s, abs=0.1)
+        assert refusal() is None
+        large = refusal(body_bytes=10**9)
+        assert large is not None
+        assert house.notes.rejections == ["deadline", "deadline", "queue_bytes"]
+        assert refusal(model="unknown", timeout_ms=600) is None
+        assert refusal(clips=99, timeout_ms=600) is None
+        assert house.admission.in_flight == in_flight
+        assert house.models["image"].wait_idle(0)
+        house.service.drain()
+        assert refusal(timeout_ms=600) is None
+        house.gate.open()
+        await running
+
+    run(scenario())
+
+
 def test_a_deadline_that_has_passed_before_the_body_is_read_is_not_admitted(house: House) -> None:
     with pytest.raises(DeadlineExceeded):
         house.service.admit("image", ClassifyOptions(timeout_ms=50), started=time.monotonic() - 1)

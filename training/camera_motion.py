@@ -1,6 +1,6 @@
 """`python -m training.camera_motion --data DIR`: the micro video classifier, which names the camera's motion.
 
-`python -m training.camera_motion evaluate --data DIR --weights FILE` measures it through real H.264 files.
+`python -m training.camera_motion evaluate --data DIR` measures the package that ships through real H.264 files.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from export.hiera import create_model
-from training.clips import FRAMES, MEAN, SIZE, STD, RenderedBatches, load_photos
+from training.classifier import Classifier, add_classifier_arguments, classifier_of, torch_classifier
+from training.clips import FRAMES, MEAN, SIZE, STD, RenderedBatches, load_photos, normalise
 from training.loop import LoopSettings, train
 from training.record import accuracy_by_class, earlier_runs, predict, read_labels, save
-from training.video_files import classify_files
+from training.video_files import decoded_files
 
 NAME = "hiera_demo_camera_motion"
 PREPROCESSING = {
@@ -33,10 +34,10 @@ PREPROCESSING = {
 }
 
 
-def measure_files(model: torch.nn.Module, held_out: Tensor, clips: int, seed: int) -> dict[str, Any]:
+def measure_files(classify: Classifier, held_out: Tensor, clips: int, seed: int) -> dict[str, Any]:
     """Accuracy over `clips` H.264 files rendered from held-out photos, all classes equally often."""
-    predicted, labels = classify_files(model, held_out, clips, seed)
-    return accuracy_by_class(predicted, labels, read_labels("camera_motion"))
+    rows, labels = decoded_files(held_out, clips, seed)
+    return accuracy_by_class(classify(rows).argmax(dim=1), labels, read_labels("camera_motion"))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def _train(options: argparse.Namespace) -> None:
     settings = settings.scaled(options.rate)
     state, result = train(model, batches, settings, checkpoint)
     twin.load_state_dict(state)
-    accuracy = measure_files(twin, held_out, options.clips, options.seed)
+    accuracy = measure_files(torch_classifier(twin, normalise), held_out, options.clips, options.seed)
     facts = record(state, result.steps, accuracy, "H.264 files") | {"loss": round(result.loss, 4)}
     save(state, facts, options.output)
     print(f"top-1 {accuracy['top1']:.2%} on {options.clips} H.264 files after {result.steps} steps: {options.output}")
@@ -87,9 +88,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     _, held_out = load_photos(options.data / "photos256.tar")
-    model = create_model(NAME)
-    model.load_state_dict(load_file(options.weights))
-    accuracy = measure_files(model, held_out, options.clips, options.seed)
+    classify = classifier_of(options, NAME, normalise)
+    accuracy = measure_files(classify, held_out, options.clips, options.seed)
     print(f"top-1 {accuracy['top1']:.2%} on {accuracy['items']} H.264 files of held-out photos")
     for name, value in accuracy["per_class"].items():
         print(f"  {name:24s} {value:.1%}")
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
     parser.add_argument("--data", type=Path, required=True, help="folder with photos256.tar")
     parser.add_argument("--output", type=Path, default=Path(f"{NAME}.safetensors"), help="what `train` writes")
-    parser.add_argument("--weights", type=Path, default=Path(f"{NAME}.safetensors"), help="what `evaluate` reads")
+    add_classifier_arguments(parser, NAME)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, help="end by the clock instead, at most after --steps")
     parser.add_argument("--initial", type=Path, help="start from these weights instead of random ones")

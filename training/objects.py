@@ -1,5 +1,7 @@
 """`python -m training.objects --data DIR`: the micro image classifier, Hiera on CIFAR-10's ten classes.
 
+`python -m training.objects evaluate --data DIR` measures the package that ships.
+
 CIFAR-10 is Krizhevsky 2009. A served photo is shrunk to 32 pixels by an antialiased bicubic filter, so it is sharper
 than CIFAR's images and its object is often smaller: the augmentation covers both.
 """
@@ -25,6 +27,7 @@ from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.spec import ImageSpec
 from export.hiera import create_model
+from training.classifier import add_classifier_arguments, classifier_of
 from training.loop import Batch, LoopSettings, train
 from training.record import accuracy_by_class, earlier_runs, predict, read_labels, save
 
@@ -185,17 +188,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     names = read_labels("objects")
-    model = create_model(NAME)
-    model.load_state_dict(load_file(options.weights))
+    classify = classifier_of(options, NAME, normalise)
     images, truth = load_cifar10(options.data / "cifar10.tar.xz")["test"]
-    accuracy = accuracy_by_class(predict(model, normalise(images)), truth, names)
+    accuracy = accuracy_by_class(classify(images).argmax(dim=1), truth, names)
     print(f"top-1 {accuracy['top1']:.2%} on CIFAR-10's {accuracy['items']} test images")
     for name, value in accuracy["per_class"].items():
         print(f"  {name:12s} {value:.1%}")
     for path in options.photos or ():
-        with torch.no_grad():
-            probabilities = model(normalise(read_photo(path)[None])).softmax(dim=1)[0]
-        best = probabilities.topk(3)
+        best = classify(read_photo(path)[None])[0].topk(3)
         guesses = (f"{names[i]} {p:.0%}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
         print(f"{path.stem:40s} {', '.join(guesses)}")
 
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.tar.xz")
     parser.add_argument("--output", type=Path, default=Path(f"{NAME}.safetensors"), help="what `train` writes")
-    parser.add_argument("--weights", type=Path, default=Path(f"{NAME}.safetensors"), help="what `evaluate` reads")
+    add_classifier_arguments(parser, NAME)
     parser.add_argument("--photos", type=Path, nargs="*", help="photos for `evaluate` to classify, too")
     parser.add_argument("--epochs", type=float, default=25.0)
     parser.add_argument("--minutes", type=float, help="end by the clock instead, at most after --epochs")

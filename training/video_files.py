@@ -1,4 +1,4 @@
-"""Measuring through real files: render, encode as H.264, decode, sample and classify, as a served video is."""
+"""Rows from real files to measure with: rendered, encoded as H.264, decoded and sampled as a served video is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tqdm import tqdm
 from app.media.limits import MediaLimits
 from app.media.spec import VideoSpec
 from app.media.video import decode_video
-from training.clips import FRAMES, SIZE, normalise
-from training.record import predict
+from training.clips import FRAMES, SIZE
 from training.render import CLASSES, CLIP_SECONDS, PhotoBank, draw_scenes, render
 
 FORMATS = ((320, 240, 24), (320, 180, 25), (320, 240, 30), (240, 320, 30))  # width, height, frames a second
@@ -57,12 +56,13 @@ def render_file(bank: PhotoBank, label: int, seed: int) -> bytes:
     return encode_h264(rendered.round().byte().permute(0, 2, 3, 1).contiguous(), rate, crf)
 
 
-def classify_files(model: torch.nn.Module, photos: Tensor, clips: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Predicted and true class ids [clips] of files rendered from `photos`, uint8 [P, 3, 256, 256]."""
+def decoded_files(photos: Tensor, clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Files rendered from `photos`, uint8 [P, 3, 256, 256], and decoded again: rows, uint8 [clips, 16, 3, 64, 64], and
+    true class ids [clips]."""
     bank = PhotoBank(photos)
     labels = torch.arange(clips) % CLASSES
     rows = [
         read_clip(render_file(bank, label, seed * 1_000_003 + index))
         for index, label in enumerate(tqdm(labels.tolist(), unit="file", mininterval=5.0, dynamic_ncols=True))
     ]
-    return predict(model, normalise(torch.stack(rows)), batch=50), labels
+    return torch.stack(rows), labels

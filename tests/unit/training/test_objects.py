@@ -83,3 +83,15 @@ def test_saved_weights_load_into_the_model_with_their_record(tmp_path: Path) -> 
 def test_accuracy_is_counted_for_each_class() -> None:
     counted = accuracy_by_class(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), ["a", "b", "c"])
     assert counted == {"top1": 0.6667, "items": 3, "per_class": {"a": 0.5, "b": 1.0}}
+
+
+def test_evaluate_measures_the_package_that_ships(
+    archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[3])
+    photo = archive.with_name("photo.png")
+    Image.new("RGB", (64, 48), "green").save(photo)
+    objects.main(["evaluate", "--data", str(archive.parent), "--photos", str(photo)])
+    printed = capsys.readouterr().out
+    assert "on CIFAR-10's 1 test images" in printed
+    assert "photo" in printed

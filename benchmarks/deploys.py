@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -25,14 +24,14 @@ import numpy as np
 
 from app.load.progress import ProgressBar
 from app.load.request import raw_request
-from app.load.server import ServerProcess, free_port
+from app.load.server import ServerProcess
 from app.load.summary import Percentiles, percentiles
 from app.load.table import text_table
 from app.load.target import parse_target
 from benchmarks.chaos.clients import Behaviour, Outcome, Role
 from benchmarks.chaos.files import good_photos
 from benchmarks.chaos.storm import Sent, Storm, send
-from benchmarks.contenders import ROOT
+from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.results import add_output_argument, write_results
 
 _ADMIN = "admin-secret"
@@ -49,16 +48,7 @@ def two_versions(source: Path, folder: Path) -> None:
 
 
 def start(repository: Path, arguments: argparse.Namespace) -> ServerProcess:
-    port = free_port()
-    environment = {
-        "HIERA_PORT": str(port),
-        "HIERA_HOST": "127.0.0.1",
-        "HIERA_MODEL_REPOSITORY": str(repository.absolute()),
-        "HIERA_ENGINE": arguments.engine,
-        "HIERA_ADMIN_KEYS": f"bench:{_ADMIN}",
-        "HIERA_HTTP_WORKERS": str(arguments.http_workers),
-    }
-    return ServerProcess([sys.executable, "-m", "app.cli", "run"], port=port, environment=environment, folder=ROOT)
+    return own_server(repository, arguments, admin_keys=f"bench:{_ADMIN}", http_workers=arguments.http_workers)
 
 
 def load_of(url: str, arguments: argparse.Namespace) -> Storm:
@@ -192,12 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("swap", "stop"))
     parser.add_argument("--package", type=Path, default=Path("model_repo/hiera_demo_objects"))
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--rate", type=float, default=60.0, help="photos a second")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--swaps", type=int, default=8)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between two swaps")
     parser.add_argument("--http-workers", type=int, default=1)
+    add_server_arguments(parser)
     add_output_argument(parser)
     arguments = parser.parse_args()
     measured = (measure_swaps if arguments.what == "swap" else measure_stop)(arguments)

@@ -6,52 +6,45 @@ python -m benchmarks.lifecycle --repository model_repo --requests 10000
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from app.load.generator import Plan
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.request import classify_request
-from app.load.server import ServerProcess, free_port
+from app.load.server import ServerProcess
 from app.load.summary import summarise
 from app.load.target import parse_target
-from benchmarks.contenders import ROOT
 from benchmarks.media import add_photo_argument
+from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.results import add_output_argument, median, spread, write_results
 
 MEBIBYTE = 2**20
 
 
-def _start(repository: Path, engine: str, make: bool) -> ServerProcess:
+def _start(arguments: argparse.Namespace) -> ServerProcess:
     """`make run` itself, or the command that it ends in."""
-    port = free_port()
-    environment = {
-        "HIERA_PORT": str(port),
-        "HIERA_HOST": "127.0.0.1",
-        "HIERA_MODEL_REPOSITORY": str(repository.absolute()),
-        "HIERA_ENGINE": engine,
-    }
-    command = ["make", "run"] if make else [sys.executable, "-m", "app.cli", "run"]
-    return ServerProcess(command, port=port, environment=environment, folder=ROOT)
+    if arguments.make:
+        return own_server(arguments.repository, arguments, command=["make", "run"])
+    return own_server(arguments.repository, arguments)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=Path("model_repo"))
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--make", action="store_true", help="start with `make run`; its environment must be in place")
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=16)
     add_photo_argument(parser)
+    add_server_arguments(parser)
     add_output_argument(parser)
     arguments = parser.parse_args()
 
     ready_s = []
     for number in range(arguments.starts):
-        with _start(arguments.repository, arguments.engine, arguments.make) as server:
+        with _start(arguments) as server:
             ready_s.append(server.ready_s)
         print(f"start {number + 1}: ready after {ready_s[-1]:.2f} s")
     # The first start measures the batch curve and compiles; the later ones find both on disk.
@@ -67,7 +60,7 @@ def main() -> None:
 
 def _memory(arguments: argparse.Namespace) -> dict[str, object]:
     """Proportional set sizes in MiB: at rest, after a tenth of the requests, after all of them."""
-    with _start(arguments.repository, arguments.engine, arguments.make) as server:
+    with _start(arguments) as server:
         sizes_mib = [server.memory_bytes() / MEBIBYTE]
         target = parse_target(server.url)
         request = classify_request(target, arguments.photo)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from app.load.generator import Plan
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.request import multipart_request
-from app.load.server import ServerProcess, free_port
+from app.load.server import ServerProcess
 from app.load.summary import summarise
 from app.load.table import text_table
 from app.load.target import parse_target
 from benchmarks.chaos.census import process_tree, settle
 from benchmarks.chaos.files import bad_files, good_photos, good_videos
-from benchmarks.contenders import ROOT
+from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.results import add_output_argument, write_results
 
 MEBIBYTE = 2**20
@@ -74,23 +73,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--engine", default="noop")
     parser.add_argument("--repository", type=Path, default=Path("model_repo"))
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--photos", type=int, default=50, help="different photos, as JPEG, PNG and WebP")
     parser.add_argument("--step", type=int, default=2500, help="requests from one count to the next")
     parser.add_argument("--settled-after", type=int, default=10_000, help="requests after which memory should be flat")
+    add_server_arguments(parser, engine="noop")
     add_output_argument(parser)
     arguments = parser.parse_args()
-    port = free_port()
-    environment = {
-        "HIERA_PORT": str(port),
-        "HIERA_HOST": "127.0.0.1",
-        "HIERA_ENGINE": arguments.engine,
-        "HIERA_MODEL_REPOSITORY": str(arguments.repository.absolute()),
-    }
-    command = [sys.executable, "-m", "app.cli", "run"]
-    with ServerProcess(command, port=port, environment=environment, folder=ROOT) as server:
+    with own_server(arguments.repository, arguments) as server:
         target = parse_target(server.url)
         photos = good_photos(arguments.photos)
         bad = [file for file in bad_files(photos[0], good_videos(1)[0]) if file.task == "image"]

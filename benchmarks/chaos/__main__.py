@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from app.load.progress import ProgressBar
-from app.load.server import ServerProcess, free_port
 from app.load.target import Target, parse_target
 from benchmarks.chaos.census import settle
 from benchmarks.chaos.clients import Role
@@ -27,27 +25,12 @@ from benchmarks.chaos.report import Round, as_document, print_report
 from benchmarks.chaos.scene import Rate, Scene, set_scene
 from benchmarks.chaos.storm import Storm, send
 from benchmarks.chaos.verdict import judge
-from benchmarks.contenders import ROOT
+from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.packages import REPOSITORY, build_packages
 from benchmarks.results import add_output_argument, write_results
 
 _CALM_S = 12.0  # the server tidies up within half of it
 _DEMOS = Path("model_repo")
-
-
-def _server(arguments: argparse.Namespace) -> ServerProcess:
-    port = free_port()
-    settings = dict(setting.partition("=")[::2] for setting in arguments.set)
-    environment = {
-        "HIERA_PORT": str(port),
-        "HIERA_HOST": "127.0.0.1",
-        "HIERA_MODEL_REPOSITORY": str(_repository(arguments).absolute()),
-        "HIERA_ENGINE": arguments.engine,
-        **{f"HIERA_{name.upper()}": value for name, value in settings.items()},
-    }
-    return ServerProcess(
-        [sys.executable, "-m", "app.cli", "run"], port=port, environment=environment, folder=ROOT, ready_timeout_s=300
-    )
 
 
 def _repository(arguments: argparse.Namespace) -> Path:
@@ -78,7 +61,7 @@ def main() -> None:
     client_cores, server_cores = arguments.client_cores, arguments.server_cores
     if server_cores:
         os.sched_setaffinity(0, server_cores)
-    server = _server(arguments)
+    server = own_server(_repository(arguments), arguments)
     with server:
         if client_cores:
             os.sched_setaffinity(0, client_cores)
@@ -131,7 +114,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="hiera_demo_objects")
     parser.add_argument("--video-model", default="hiera_demo_camera_motion")
     parser.add_argument("--repository", type=Path, help="folder of packages (that of the model, made if need be)")
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--video-share", type=float, default=0.0, help="of the files sent")
     parser.add_argument("--photos", type=int, default=24, help="different photos")
     parser.add_argument("--factor", type=float, default=5.0, help="times the capacity that the storm offers")
@@ -145,7 +127,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--video-timeout-ms", type=int, default=5000)
     parser.add_argument("--server-cores", type=_cores, default=(), help="CPUs of the server, as 0,1 (all)")
     parser.add_argument("--client-cores", type=_cores, default=(), help="CPUs of the clients (all)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
+    add_server_arguments(parser)
     add_output_argument(parser)
     return parser.parse_args()
 

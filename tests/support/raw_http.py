@@ -32,19 +32,23 @@ def post_head(path: str, content_type: str, *headers: str) -> bytes:
 
 
 def read_response(connection: socket.socket) -> RawResponse:
-    """Read one whole answer, whose length its headers tell, and see whether the connection lives on."""
-    received = b""
-    while b"\r\n\r\n" not in received:
-        chunk = connection.recv(65536)
-        if not chunk:
-            raise ConnectionError(f"the server hung up after {received!r}")
-        received += chunk
-    head, _, body = received.partition(b"\r\n\r\n")
-    status_line, *lines = head.decode().split("\r\n")
+    """Read one whole answer, whose length its headers tell, and nothing of what may follow it."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += _receive(connection, 1)
+    status_line, *lines = head.decode().removesuffix("\r\n\r\n").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65536)
+    body = b""
+    while missing := int(headers.get("content-length", 0)) - len(body):
+        body += _receive(connection, missing)
     return RawResponse(int(status_line.split()[1]), headers, body, headers.get("connection") == "close")
+
+
+def _receive(connection: socket.socket, most: int) -> bytes:
+    received = connection.recv(most)
+    if not received:
+        raise ConnectionError("the server hung up in the middle of an answer, or before one")
+    return received
 
 
 def is_closed(connection: socket.socket) -> bool:

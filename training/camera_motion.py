@@ -18,7 +18,7 @@ from export.hiera import create_model
 from training.classifier import Classifier, add_classifier_arguments, classifier_of, torch_classifier
 from training.clips import FRAMES, MEAN, SIZE, STD, RenderedBatches, load_photos, normalise
 from training.loop import LoopSettings, train
-from training.record import accuracy_by_class, earlier_runs, predict, read_labels, save
+from training.record import accuracy_by_class, add_recipe_arguments, earlier_runs, facts_of, predict, read_labels, save
 from training.video_files import decoded_files
 
 NAME = "hiera_demo_camera_motion"
@@ -58,15 +58,9 @@ def _train(options: argparse.Namespace) -> None:
             "accuracy": accuracy,
             "epochs": None,
             "clips": step * options.batch,
-            "steps": step,
-            "seconds": round(time.monotonic() - started, 1),
-            "seed": options.seed,
-            "batch": options.batch,
-            "threads": options.threads,
-            "rate": options.rate,
+            **facts_of(options, step, time.monotonic() - started),
             "earlier_runs": before,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "torch": torch.__version__,
             "preprocessing": PREPROCESSING,
         }
 
@@ -98,18 +92,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure, or only measure."""
     parser = argparse.ArgumentParser(prog="python -m training.camera_motion", description=__doc__)
-    parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
     parser.add_argument("--data", type=Path, required=True, help="folder with photos256.tar")
-    parser.add_argument("--output", type=Path, default=Path(f"{NAME}.safetensors"), help="what `train` writes")
+    add_recipe_arguments(parser, NAME, batch=32)
     add_classifier_arguments(parser, NAME)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, help="end by the clock instead, at most after --steps")
-    parser.add_argument("--initial", type=Path, help="start from these weights instead of random ones")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates, to go on with a run")
-    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--clips", type=int, default=500, help="H.264 files to measure with")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

@@ -29,7 +29,7 @@ from app.media.spec import ImageSpec
 from export.hiera import create_model
 from training.classifier import add_classifier_arguments, classifier_of
 from training.loop import Batch, LoopSettings, train
-from training.record import accuracy_by_class, earlier_runs, predict, read_labels, save
+from training.record import accuracy_by_class, add_recipe_arguments, earlier_runs, facts_of, predict, read_labels, save
 
 NAME = "hiera_demo_objects"
 SIZE = 32
@@ -161,15 +161,9 @@ def _train(options: argparse.Namespace) -> None:
             "data": f"CIFAR-10 ({split}: {len(inputs)} images)",
             "accuracy": accuracy_by_class(predict(twin, normalise(inputs)), truth, names),
             "epochs": round(step / steps_per_epoch, 2),
-            "steps": step,
-            "seconds": round(time.monotonic() - started, 1),
-            "seed": options.seed,
-            "batch": options.batch,
-            "threads": options.threads,
-            "rate": options.rate,
+            **facts_of(options, step, time.monotonic() - started),
             "earlier_runs": before,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "torch": torch.__version__,
             "preprocessing": PREPROCESSING,
         }
 
@@ -203,18 +197,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train, test and write the weights and the record; or only test."""
     parser = argparse.ArgumentParser(prog="python -m training.objects", description=__doc__)
-    parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.tar.xz")
-    parser.add_argument("--output", type=Path, default=Path(f"{NAME}.safetensors"), help="what `train` writes")
+    add_recipe_arguments(parser, NAME, batch=128)
     add_classifier_arguments(parser, NAME)
     parser.add_argument("--photos", type=Path, nargs="*", help="photos for `evaluate` to classify, too")
     parser.add_argument("--epochs", type=float, default=25.0)
-    parser.add_argument("--minutes", type=float, help="end by the clock instead, at most after --epochs")
-    parser.add_argument("--initial", type=Path, help="start from these weights instead of random ones")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates, to go on with a run")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

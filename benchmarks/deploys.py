@@ -191,8 +191,7 @@ def main() -> None:
     add_output_argument(parser)
     arguments = parser.parse_args()
     measured = (measure_swaps if arguments.what == "swap" else measure_stop)(arguments)
-    method = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    write_results(arguments.output, f"deploys-{arguments.what}", method, measured)
+    write_results(arguments.output, f"deploys-{arguments.what}", vars(arguments), measured)
 
 
 if __name__ == "__main__":

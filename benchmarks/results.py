@@ -23,11 +23,12 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def write_results(path: Path | None, name: str, method: Mapping[str, object], measured: object) -> None:
-    """Write `{"benchmark", "machine", "method", "measured"}`; nothing for None."""
+    """Write `{"benchmark", "machine", "method", "measured"}`; nothing for None. Paths in `method` become strings."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": name, "machine": describe_machine(), "method": dict(method), "measured": measured}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in method.items()}
+    document = {"benchmark": name, "machine": describe_machine(), "method": plain, "measured": measured}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"written: {path}")
 

@@ -72,7 +72,7 @@ class Gate:
         self._on_refused = on_refused
         self._clock = clock
         self._on_guard_until = 0.0
-        self._refused: dict[Task, int] = {}
+        self._refused: dict[bytes, int] = {}  # by path, since the last line of log
         self._let_in = 0  # in this turn of the event loop; admission hears of them in the next one
 
         @functools.lru_cache(maxsize=256)
@@ -112,7 +112,7 @@ class Gate:
         self.guard()
         answer = _answer(error, sound_request_id(headers), extra, lambda: self._clock() - started)
         self._on_refused(task, self._clock() - started)
-        self._count(task)
+        self._count(path)
         return answer
 
     def _count_in(self) -> None:
@@ -123,16 +123,15 @@ class Gate:
     def _forget_let_in(self) -> None:
         self._let_in = 0
 
-    def _count(self, task: Task) -> None:
+    def _count(self, path: bytes) -> None:
         """One line of the access log for all within a second: a line each would cost more than the refusals."""
         if not self._refused:
             asyncio.get_running_loop().call_later(_REPORT_EVERY_S, self._report)
-        self._refused[task] = self._refused.get(task, 0) + 1
+        self._refused[path] = self._refused.get(path, 0) + 1
 
     def _report(self) -> None:
-        for task, times in self._refused.items():
-            path = next(path for path, other in self._tasks.items() if other == task).decode()
-            fields = {"method": "POST", "path": path, "status": 429, "code": Overloaded.code, "times": times}
+        for path, times in self._refused.items():
+            fields = {"method": "POST", "path": path.decode(), "status": 429, "code": Overloaded.code, "times": times}
             _access.info("refused at the gate", extra={"fields": fields})
         self._refused.clear()
 

@@ -133,13 +133,9 @@ class Service:
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("the deadline passed before the request was read")
             job = model.job(options.clips, options.crops)
-            rows = files * rows_of(job)
+            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes)
             reservation = self._admission.admit(
-                model.lane,
-                rows=rows,
-                nbytes=rows * model.row_nbytes + body_bytes,
-                deadline=deadline,
-                decode_s=self._decode_load[task].predict_s(files),
+                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s
             )
         except BaseException:
             model.release()
@@ -163,14 +159,10 @@ class Service:
         except HieraError:
             return None
         try:
-            rows = files * rows_of(model.job(options.clips, options.crops))
-            return self._admission.refusal(
-                model.lane,
-                rows=rows,
-                nbytes=rows * model.row_nbytes + body_bytes,
-                deadline=self._deadline(task, options, started),
-                decode_s=self._decode_load[task].predict_s(files),
-            )
+            job = model.job(options.clips, options.crops)
+            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes)
+            deadline = self._deadline(task, options, started)
+            return self._admission.refusal(model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s)
         finally:
             model.release()
 
@@ -237,6 +229,13 @@ class Service:
     def _deadline(self, task: Task, options: ClassifyOptions, started: float) -> float:
         bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
         return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
+
+    def _demand(
+        self, task: Task, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int
+    ) -> tuple[int, int, float]:
+        """What a request asks of admission: rows, bytes, and the predicted seconds until it is decoded."""
+        rows = files * rows_of(job)
+        return rows, rows * model.row_nbytes + body_bytes, self._decode_load[task].predict_s(files)
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1

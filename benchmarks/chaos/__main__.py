@@ -99,8 +99,7 @@ def main() -> None:
     faults = [fault for each in rounds for fault in each.judged.faults]
     if faults:
         print("\nfaults:", *faults, "\nthe end of the server's log:", log, sep="\n")
-    method = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    write_results(arguments.output, "chaos", method, as_document(rounds, at_rest, at_end))
+    write_results(arguments.output, "chaos", vars(arguments), as_document(rounds, at_rest, at_end))
 
 
 def _cores(text: str) -> tuple[int, ...]:

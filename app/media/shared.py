@@ -22,7 +22,7 @@ from app.media.spec import DecodeInfo
 
 SMALL_FILE_BYTES = 96 * 1024  # below what a packet may hold
 KEPT_BUFFER_BYTES = 1 << 20  # larger row buffers (videos) are not kept: zeroing them is little beside decoding
-KEPT_BUFFERS = 8  # per worker
+KEPT_BUFFERS = 24  # per worker: rows wait for their batch in them; below its limit of descriptors
 ONE_SHOT = 0xFFFF  # the slot number of a buffer that is not kept
 
 _MEMFD_FLAGS = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING

@@ -63,6 +63,7 @@ class Batcher:
         self._sequence = 0
         self._pending = 0
         self._closed = False
+        self._wakes_at: list[int] = []  # of each waiting `take`, the pending rows that it waits for
 
     @property
     def pending_rows(self) -> int:
@@ -88,7 +89,9 @@ class Batcher:
             heapq.heappush(self._heap, (deadline, self._sequence, submission))
             self._pending += submission.size
             self._on_depth(self._pending)
-            self._changed.notify_all()
+            # A thread that would only look and wait again costs as much as the rest of a submission.
+            if self._wakes_at and self._pending >= min(self._wakes_at):
+                self._changed.notify_all()
         return submission
 
     def cancel(self, submission: Submission) -> bool:
@@ -113,7 +116,7 @@ class Batcher:
             limit: the most rows to take, asked when the batch closes.
             stopping: asked after every wake-up; True ends the wait.
             hold: while True, only a full batch is closed. A prefetching engine that is still running says so: closing
-                a batch that could still grow would gain it nothing.
+                a batch that could still grow would gain it nothing. Who changes the answer calls `wake`.
 
         Returns:
             Slices in order of deadline, first come first served among equals; None when stopping, or closed and empty.
@@ -197,13 +200,17 @@ class Batcher:
                 delay_s = 0.0 if full else self._delay_left_s(now)
                 if full or (delay_s <= 0 and not hold()):
                     return self._close_batch(rows), expired
+                wakes_at = rows
             else:
                 delay_s = 0.0
                 if self._closed:
                     return None, expired
+                wakes_at = limit() if hold() else 1
             if expired:
                 return None, expired
+            self._wakes_at.append(wakes_at)
             self._changed.wait(delay_s if delay_s > 0 else None)
+            self._wakes_at.remove(wakes_at)
 
     def _delay_left_s(self, now: float) -> float:
         if self._max_delay_s == 0:

@@ -26,6 +26,8 @@ _HEADER = struct.Struct("<IBB")
 _READ_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 18
 _MAX_DESCRIPTORS = 64  # in one message; the kernel's own bound is 253
+# As plain numbers: an `&` of flags from the enumeration costs as much as a system call.
+_TRUNCATED, _CLOSE_ON_EXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
@@ -111,7 +113,7 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, _CLOSE_ON_EXEC)
         except BlockingIOError:
             return
         except OSError:
@@ -121,7 +123,7 @@ class Channel:
             received = array.array("i")
             received.frombytes(packed[: len(packed) - len(packed) % received.itemsize])
             self._descriptors.extend(received)
-        if not data or flags & socket.MSG_CTRUNC:  # a lost descriptor would pair the following ones wrongly
+        if not data or flags & _TRUNCATED:  # a lost descriptor would pair the following ones wrongly
             self._end()
             return
         self._received += data

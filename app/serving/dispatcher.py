@@ -1,7 +1,7 @@
 """The door between the service and the engines: rows go in, an `Inference` comes out.
 
-The service knows the protocol alone. Here the rows reach an engine thread of this process; a dispatcher that hands the
-rows' file descriptor to another process can take its place.
+The service knows `Dispatcher` alone. Here the rows reach an engine thread of this process; `app.serving.remote` has one
+that hands the rows' file descriptor to another process, where a `LocalDispatcher` stands again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,28 +37,58 @@ class RowsLease(Protocol):
         ...
 
 
-class Dispatcher(Protocol):
+class Dispatcher(ABC):
     """Gets rows classified."""
 
-    async def infer(self, rows: RowsLease, deadline: float) -> Inference:
-        """Classify all rows of one file. The dispatcher owns `rows` from the call on and closes them exactly once, as
-        soon as no engine reads them, which may be after a cancelled call has returned.
+    @abstractmethod
+    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+        """Have all rows of one file classified. The dispatcher owns `rows` from the call on and closes them exactly
+        once, as soon as no engine reads them, which may be after a cancellation.
 
         Args:
             rows: the decoded views.
-            deadline: `time.monotonic()` seconds.
+            deadline: `time.monotonic()` seconds; rows that are late are not run.
+            settle: called on the running event loop, later and at most once, with what came of it. An outcome that is
+                already under way may still come right after a cancellation.
+
+        Returns:
+            What cancels; harmless once settled, or twice.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: the model is being unloaded, or its engine rebuilt.
+        """
+
+    async def infer(self, rows: RowsLease, deadline: float) -> Inference:
+        """`submit`, and wait, no longer than until `deadline` even if the engine is stuck.
+
+        Raises:
+            Overloaded, Unavailable: see `submit`.
             DeadlineExceeded: not done in time.
             EngineError: the engine failed on these rows.
         """
-        ...
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Inference] = loop.create_future()
+
+        def settle(outcome: Outcome) -> None:
+            if answer.done():
+                return
+            if isinstance(outcome, Inference):
+                answer.set_result(outcome)
+            else:
+                answer.set_exception(outcome)
+
+        cancel = self.submit(rows, deadline, settle)
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, settle)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            cancel()
 
 
-class LocalDispatcher:
-    """Submits to the batcher of this process and waits on the running event loop.
+class LocalDispatcher(Dispatcher):
+    """Submits to the batcher of this process.
 
     Args:
         origin: what an observer of the batches knows the current request by.
@@ -67,48 +98,38 @@ class LocalDispatcher:
         self._batcher = batcher
         self._origin = origin
 
-    async def infer(self, rows: RowsLease, deadline: float) -> Inference:
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop, rows)
+    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+        """See `Dispatcher.submit`."""
+        receiver = _OnLoop(asyncio.get_running_loop(), rows, settle)
         try:
-            submission = self._batcher.submit(rows.rows, deadline, waiter, self._origin())
+            submission = self._batcher.submit(rows.rows, deadline, receiver, self._origin())
         except BaseException:
             rows.close()
             raise
-        # The batcher drops expired rows when a batch closes; the timer answers the caller even while an engine is
-        # stuck.
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.expire)
-        try:
-            return await waiter.future
-        finally:
-            timer.cancel()
+
+        def cancel() -> None:
             if self._batcher.cancel(submission):
                 rows.close()
 
+        return cancel
 
-class _Waiter:
+
+class _OnLoop:
     """A `Receiver` whose news arrive on the loop."""
 
-    __slots__ = ("future", "lease", "loop")
+    __slots__ = ("_lease", "loop", "settle")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lease: RowsLease) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, lease: RowsLease, settle: Callable[[Outcome], None]) -> None:
         self.loop = loop
-        self.future: asyncio.Future[Inference] = loop.create_future()
-        self.lease = lease
-
-    def settle(self, outcome: Outcome) -> None:
-        if self.future.done():
-            return
-        if isinstance(outcome, Inference):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
+        self.settle = settle
+        self._lease = lease
 
     def release(self) -> None:
-        self.lease.close()
+        self._lease.close()
 
-    def expire(self) -> None:
-        self.settle(DeadlineExceeded("the deadline passed before the engine had answered"))
+
+def _expire(settle: Callable[[Outcome], None]) -> None:
+    settle(DeadlineExceeded("the deadline passed before the engine had answered"))
 
 
 def deliver(news: Sequence[Settlement]) -> None:

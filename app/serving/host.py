@@ -6,25 +6,23 @@ What a worker had in the queue when it died is cancelled, and the memory it had 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import json
 import logging
-import mmap
 import os
 import pickle
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 
-import numpy as np
-
-from app.engines.base import Rows
 from app.errors import EngineError, HieraError, Overloaded
 from app.serving import wire
 from app.serving.changes import Order, Report, decode_order, encode_report
 from app.serving.channel import Channel
+from app.serving.mapped import MappedMemory, MappedRows
 from app.serving.model import LoadedModel
+from app.serving.submission import Outcome
 from app.serving.table import ModelTable
 from app.serving.wire import NUMBER, Kind, Phase, State, SubmitHeader
 
@@ -32,47 +30,6 @@ logger = logging.getLogger(__name__)
 
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Administer = Callable[[Order], Awaitable[Report]]
-
-
-class MappedRows:
-    """Rows in a worker's memory, mapped read-only; a `RowsLease`. `on_close` is called once.
-
-    Args:
-        descriptor: of the memory; closed here.
-        rows: how many.
-        shape: of one row.
-
-    Raises:
-        ValueError: the memory is too small, or could become so (reading it would then be a SIGBUS).
-        OSError: it cannot be mapped.
-    """
-
-    fd = -1
-
-    def __init__(self, descriptor: int, rows: int, shape: tuple[int, ...], on_close: Callable[[], None]) -> None:
-        size = rows * int(np.prod(shape))
-        try:
-            sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-            if not sealed or not 0 < size <= os.fstat(descriptor).st_size:
-                raise ValueError(f"{size} bytes of rows in memory that does not hold them safely")
-            # Populated in one go: a fault for each page would cost more than the copy into the batch.
-            mapped = mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        self._rows: Rows | None = np.frombuffer(mapped, np.uint8).reshape((rows, *shape))
-        self._on_close = on_close
-
-    @property
-    def rows(self) -> Rows:
-        """uint8 [n, *shape]."""
-        if self._rows is None:
-            raise ValueError("the rows were released")
-        return self._rows
-
-    def close(self) -> None:
-        if self._rows is not None:
-            self._rows = None
-            self._on_close()
 
 
 class Session:
@@ -109,8 +66,8 @@ class Session:
         self._administer = administer
         self._on_end = on_end
         self._held: dict[int, LoadedModel] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._unclaimed: dict[int, MappedRows] = {}  # of tasks that have not begun; cancelled now, they never will
+        self._memory = MappedMemory()
+        self._cancels: dict[int, Callable[[], None]] = {}  # of what was submitted and is not settled
         self._errands: set[asyncio.Task[None]] = set()
         self._probes = itertools.count(1)
         self._reports: dict[int, asyncio.Future[None]] = {}
@@ -151,7 +108,9 @@ class Session:
         """Hang up, cancel all that the worker waits for, and release the models. Closing twice is allowed."""
         self._channel.close()
         self.serving = False
-        for waiting in (*self._tasks.values(), *self._errands, *self._reports.values()):
+        while self._cancels:
+            self._cancels.popitem()[1]()
+        for waiting in (*self._errands, *self._reports.values()):
             waiting.cancel()
         while self._held:
             self._held.popitem()[1].release()
@@ -168,9 +127,9 @@ class Session:
             os.close(descriptor)
             raise ValueError(f"a descriptor with a frame of kind {kind}")
         if kind == Kind.CANCEL:
-            task = self._tasks.get(*NUMBER.unpack(payload))
-            if task is not None:
-                task.cancel()
+            cancel = self._cancels.pop(NUMBER.unpack(payload)[0], None)
+            if cancel is not None:
+                cancel()
         elif kind == Kind.PULSE:
             unhealthy, _, self.samples = payload[NUMBER.size :].partition(b"\n")
             self.unhealthy = json.loads(unhealthy)
@@ -191,47 +150,36 @@ class Session:
 
     def _submit(self, header: SubmitHeader, descriptor: int) -> None:
         number = header.number
-
-        def released() -> None:
-            self._channel.send(Kind.RELEASE, NUMBER.pack(number))
-
-        if descriptor < 0 or number in self._tasks or header.key not in self._held:
+        if descriptor < 0 or number in self._cancels or header.key not in self._held:
             if descriptor >= 0:
                 os.close(descriptor)
             raise ValueError("a submission without its memory, of a number in use, or for a model that was not shown")
         model = self._held[header.key]
+        released = partial(self._channel.send, Kind.RELEASE, NUMBER.pack(number))
         try:
-            lease = MappedRows(descriptor, header.rows, model.manifest.row_shape, released)
+            rows = self._memory.rows(descriptor, (header.rows, *model.row_shape))
         except OSError as error:
             logger.error("a file's rows cannot be mapped: %s", error)
             refusal = Overloaded("the server has no room for another file now; try again", retry_after_s=1.0)
-            self._channel.send(Kind.FAILURE, NUMBER.pack(number) + wire.encode_error(refusal))
+            self._settle(number, refusal)
             released()
             return
-        self._unclaimed[number] = lease
-        task = asyncio.create_task(self._infer(number, model, header.deadline))
-        self._tasks[number] = task
-
-        def done(task: asyncio.Task[None]) -> None:
-            del self._tasks[number]
-            unclaimed = self._unclaimed.pop(number, None)
-            if unclaimed is not None:
-                unclaimed.close()
-
-        task.add_done_callback(done)
-
-    async def _infer(self, number: int, model: LoadedModel, deadline: float) -> None:
-        lease = self._unclaimed.pop(number)
         try:
-            inference = await model.dispatcher.infer(lease, deadline)
+            cancel = model.dispatcher.submit(MappedRows(rows, released), header.deadline, partial(self._settle, number))
         except HieraError as error:
-            self._channel.send(Kind.FAILURE, NUMBER.pack(number) + wire.encode_error(error))
+            self._settle(number, error)
         except Exception:
             logger.exception("a submission failed")
-            failure = EngineError("the engine host failed; its log says why")
-            self._channel.send(Kind.FAILURE, NUMBER.pack(number) + wire.encode_error(failure))
+            self._settle(number, EngineError("the engine host failed; its log says why"))
         else:
-            self._channel.send(Kind.ANSWER, wire.encode_answer(number, inference))
+            self._cancels[number] = cancel
+
+    def _settle(self, number: int, outcome: Outcome) -> None:
+        self._cancels.pop(number, None)
+        if isinstance(outcome, HieraError):
+            self._channel.send(Kind.FAILURE, NUMBER.pack(number) + wire.encode_error(outcome))
+        else:
+            self._channel.send(Kind.ANSWER, wire.encode_answer(number, outcome))
 
     def _run(self, errand: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(errand)

@@ -45,6 +45,7 @@ class LoadedModel:
         cost: seconds by batch size, followed while serving.
         dispatcher: where decoded rows go.
         instances: engines that take batches side by side.
+        row_shape, row_nbytes: of one row, uint8.
         predict_s: seconds until so many rows are done by all engine instances together.
         lane: what admission counts its work under.
     """
@@ -77,6 +78,7 @@ class LoadedModel:
             random_weights=manifest.random_weights,
             noop=engine.name == "noop",
         )
+        self.row_shape = manifest.row_shape
         self.row_nbytes = int(np.prod(manifest.row_shape))
         # Not a method of this object: a cycle would be left to the garbage collector after an unload.
         self.predict_s = _predictor(cost, instances)

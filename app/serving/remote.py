@@ -21,17 +21,17 @@ from app.serving.changes import Order, Report, decode_report, encode_order
 from app.serving.changes import State as ModelState
 from app.serving.channel import Channel
 from app.serving.curve import CostModel
-from app.serving.dispatcher import RowsLease
+from app.serving.dispatcher import Dispatcher, RowsLease
 from app.serving.model import LoadedModel
 from app.serving.results import Task
 from app.serving.status import ModelStatus
-from app.serving.submission import Inference
+from app.serving.submission import Outcome
 from app.serving.wire import NUMBER, Kind, ModelRecord, Phase, State, SubmitHeader, Table
 
 _LOADING = "the models are being loaded; try again soon"
 _RETIREMENT_CHECK_S = 0.1
 
-Outcome = TypeVar("Outcome")
+Answer = TypeVar("Answer")
 
 
 class RemoteModels:
@@ -169,7 +169,7 @@ class HostLink:
     def __init__(self, *, exact_images: bool) -> None:
         self._exact_images = exact_images
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Inference]] = {}  # as long as somebody waits
+        self._waiting: dict[int, Callable[[Outcome], None]] = {}  # as long as somebody does
         self._leases: dict[int, RowsLease] = {}  # as long as an engine may read the rows
         self._scrapes: dict[int, asyncio.Future[tuple[bytes, str]]] = {}
         self._orders: dict[int, asyncio.Future[Report]] = {}
@@ -210,37 +210,36 @@ class HostLink:
         finally:
             del self._orders[number]
 
-    async def infer(self, key: int, lease: RowsLease, deadline: float) -> Inference:
-        """`Dispatcher.infer` for the model `key`."""
+    def submit(
+        self, key: int, lease: RowsLease, deadline: float, settle: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        """`Dispatcher.submit` for the model `key`."""
         number = next(self._numbers)
-        header = SubmitHeader(number, key, len(lease.rows), deadline)
-        answer: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
         try:
             descriptor = os.dup(lease.fd)
+            header = wire.encode_submit(SubmitHeader(number, key, len(lease.rows), deadline))
         except BaseException:
             lease.close()
             raise
         self._leases[number] = lease
-        self._answers[number] = answer
-        self._channel.send(Kind.SUBMIT, wire.encode_submit(header), descriptor)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._channel.send(Kind.CANCEL, NUMBER.pack(number))
-            raise
-        finally:
-            del self._answers[number]
+        self._waiting[number] = settle
+        self._channel.send(Kind.SUBMIT, header, descriptor)
+
+        def cancel() -> None:
+            if self._waiting.pop(number, None) is not None:
+                self._channel.send(Kind.CANCEL, NUMBER.pack(number))
+
+        return cancel
 
     def _frame(self, kind: int, payload: bytes, descriptor: int) -> None:
         if kind == Kind.ANSWER:
-            number, inference = wire.decode_answer(payload)
-            _settle(self._answers.get(number), inference)
+            self._settled(*wire.decode_answer(payload))
         elif kind == Kind.REPORT:
             _settle(self._orders.get(*NUMBER.unpack_from(payload)), decode_report(payload[NUMBER.size :]))
         elif kind == Kind.REFUSAL:
             _settle(self._orders.get(*NUMBER.unpack_from(payload)), wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.FAILURE:
-            _settle(self._answers.get(*NUMBER.unpack_from(payload)), wire.decode_error(payload[NUMBER.size :]))
+            self._settled(NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.RELEASE:
             self._leases.pop(*NUMBER.unpack(payload)).close()
         elif kind == Kind.CONNECTION:
@@ -257,6 +256,11 @@ class HostLink:
             _settle(self._scrapes.get(*NUMBER.unpack_from(payload)), (text, content_type.decode()))
         elif kind == Kind.PHASE:
             self._events.on_phase(Phase(payload[0]))
+
+    def _settled(self, number: int, outcome: Outcome) -> None:
+        settle = self._waiting.pop(number, None)
+        if settle is not None:
+            settle(outcome)
 
     def _model(self, record: ModelRecord) -> LoadedModel:
         if record.manifest is None or record.loaded is None:
@@ -277,18 +281,19 @@ class HostLink:
         self._channel.send(Kind.DROPPED, NUMBER.pack(key))
 
 
-class _RemoteDispatcher:
+class _RemoteDispatcher(Dispatcher):
     """A `Dispatcher` to one model of the host."""
 
     def __init__(self, link: HostLink, key: int) -> None:
         self._link = link
         self._key = key
 
-    async def infer(self, rows: RowsLease, deadline: float) -> Inference:
-        return await self._link.infer(self._key, rows, deadline)
+    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+        """See `Dispatcher.submit`."""
+        return self._link.submit(self._key, rows, deadline, settle)
 
 
-def _settle(waiting: asyncio.Future[Outcome] | None, outcome: Outcome | HieraError) -> None:
+def _settle(waiting: asyncio.Future[Answer] | None, outcome: Answer | HieraError) -> None:
     """Tell who waits, unless it has left meanwhile."""
     if waiting is None or waiting.done():
         return

@@ -27,6 +27,7 @@ import json
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,8 +75,7 @@ _SUBMIT = struct.Struct("<QIId")
 _ANSWER = struct.Struct("<QIIIdd")
 
 
-@dataclass(frozen=True)
-class SubmitHeader:
+class SubmitHeader(NamedTuple):
     """Rows that are to be classified.
 
     Attributes:

@@ -101,6 +101,7 @@ class Metrics:
         self._batch_rows_of = functools.cache(self._batch_rows.labels)
         self._rows_of = functools.cache(self._rows.labels)
         self._rejected_of = functools.cache(self._rejected.labels)
+        self._queue_rows_of = functools.cache(self._queue_rows.labels)  # but this one: see `model_gone`
         for state in worker_states:
             self._media_workers.labels(state)
         for reason in restart_reasons:
@@ -157,7 +158,7 @@ class Metrics:
         self._batch_rows_of(model).observe(rows)
 
     def queue_rows(self, model: str, rows: int) -> None:
-        self._queue_rows.labels(model).set(rows)
+        self._queue_rows_of(model).set(rows)
 
     def in_flight(self, rows: int, nbytes: int) -> None:
         """Admission has so much in flight now."""
@@ -175,7 +176,7 @@ class Metrics:
 
     def model_ready(self, model: str, version: int, ready: bool) -> None:
         if ready:
-            self._queue_rows.labels(model)
+            self._queue_rows_of(model)
         self._model_ready.labels(model, str(version)).set(ready)
 
     def engine_info(self, model: str, version: int, engine: str, precision: str, device: str) -> None:
@@ -193,6 +194,7 @@ class Metrics:
     def model_gone(self, model: str) -> None:
         """Its queue is no more. Counters stay: a total that vanishes and begins anew would bend every rate."""
         self._queue_rows.remove_by_labels({"model": model})
+        self._queue_rows_of.cache_clear()
 
     def origin(self) -> object:
         """Nothing: metrics do not tell requests apart."""

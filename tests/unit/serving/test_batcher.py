@@ -240,3 +240,38 @@ def test_a_prefetching_engine_that_still_runs_closes_only_full_batches(batcher: 
     batcher.submit(rows_of(4), LATER, Listener())
     busy = False
     assert marks(take(batcher)) == [4]
+
+
+def test_an_engine_that_waits_for_a_full_batch_is_not_woken_by_each_row(batcher: Batcher) -> None:
+    looks = threading.Semaphore(0)
+
+    def limit() -> int:
+        looks.release()
+        return 4
+
+    taken: list[list[Slice] | None] = []
+    ahead = threading.Thread(target=lambda: taken.append(batcher.take(limit, hold=lambda: True)))
+    ahead.start()
+    assert looks.acquire(timeout=PATIENCE_S)
+    for mark in (1, 2, 3):
+        batcher.submit(rows_of(mark), LATER, Listener())
+    assert not looks.acquire(timeout=0.05)
+    batcher.submit(rows_of(4), LATER, Listener())
+    ahead.join(PATIENCE_S)
+    assert taken[0] is not None
+    assert marks(taken[0]) == [1, 2, 3, 4]
+
+
+def test_an_idle_engine_is_woken_at_once_beside_one_that_waits_for_a_full_batch(batcher: Batcher) -> None:
+    ahead = threading.Thread(target=lambda: batcher.take(lambda: 8, hold=lambda: True), daemon=True)
+    ahead.start()
+    taken: list[list[Slice] | None] = []
+    idle = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 8)))
+    idle.start()
+    batcher.submit(rows_of(1), LATER, Listener())
+    idle.join(PATIENCE_S)
+    assert taken
+    assert taken[0] is not None
+    assert marks(taken[0]) == [1]
+    batcher.close()
+    ahead.join(PATIENCE_S)

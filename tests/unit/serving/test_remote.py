@@ -15,7 +15,15 @@ import pytest
 from serving_fakes import PATIENCE_S, ROW_SHAPE, FakeEngine, Gate, classes_of, flat_curve, manifest_of, rows_of
 
 from app.engines.base import EngineInfo
-from app.errors import ChangeRefused, EngineError, HieraError, Unavailable, UnknownModel
+from app.errors import (
+    ChangeRefused,
+    DeadlineExceeded,
+    EngineError,
+    HieraError,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
 from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer
 from app.media.spec import DecodeInfo
 from app.serving.batcher import Batcher
@@ -207,6 +215,48 @@ def test_rows_that_an_engine_reads_are_kept_when_their_caller_has_left() -> None
     steps(scene)
 
 
+def test_the_deadline_answers_the_caller_while_the_engine_is_stuck_and_its_rows_are_kept() -> None:
+    async def scene(house: House) -> None:
+        infer = house.shown().dispatcher.infer
+        held, waiting = Lease(1), Lease(2)
+        stuck = asyncio.create_task(infer(held, time.monotonic() + 0.05))
+        await asyncio.to_thread(house.gate.wait_entered)
+        with pytest.raises(DeadlineExceeded):
+            await infer(waiting, time.monotonic() + 0.01)
+        await until(lambda: waiting.closes == 1)
+        with pytest.raises(DeadlineExceeded):
+            await stuck
+        assert (held.closes, house.batcher.pending_rows) == (0, 0)
+        house.gate.open()
+        await until(lambda: held.closes == 1)
+        assert house.engine.batches == [[1]]
+
+    steps(scene)
+
+
+def test_memory_is_read_anew_each_time_that_it_comes() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        lease = Lease(1, 2)
+        for marks in ([3, 4], [5, 6]):
+            os.pwrite(lease.buffer.fd, rows_of(*marks).tobytes(), 0)
+            rows = DecodedRows(lease.rows, DecodeInfo(2, 2, "fake"), 0.0, lease.buffer.fd)
+            assert classes_of(await house.shown().dispatcher.infer(rows, soon())) == marks
+        lease.close()
+
+    steps(scene)
+
+
+def test_a_full_queue_is_refused_and_the_rows_come_back() -> None:
+    async def scene(house: House) -> None:
+        lease = Lease(*range(65))
+        with pytest.raises(Overloaded, match="full"):
+            await house.shown().dispatcher.infer(lease, soon())
+        await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
 def test_an_engine_s_error_comes_out_as_the_same_exception() -> None:
     async def scene(house: House) -> None:
         def fail(marks: list[int]) -> None:
@@ -230,7 +280,7 @@ def test_a_worker_s_death_takes_its_rows_out_of_the_queue_and_lets_go_of_the_mod
         await until(lambda: house.batcher.pending_rows == 1)
         house.link._channel.close()
         await until(house.ended.is_set)
-        await until(lambda: house.batcher.pending_rows == 0)
+        assert house.batcher.pending_rows == 0
         house.table.close()
         assert house.shelf.model is not None
         assert house.shelf.model.wait_idle(0.0)

@@ -129,6 +129,8 @@ def test_a_version_that_is_gone_disappears_and_its_counts_stay() -> None:
     metrics.model_gone("m")
     gone = {name.partition("{")[0] for name in before.keys() - series(metrics).keys()}
     assert gone == {"hiera_model_ready", "hiera_engine_info", "hiera_batch_cost_seconds", "hiera_queue_rows"}
+    metrics.queue_rows("m", 5)  # it was loaded again
+    assert series(metrics)['hiera_queue_rows{model="m"}'] == 5
 
 
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:

@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 TEST_VENV := .venv-test
 AUDIT_VENV := .venv-audit
+NEWEST_VENV := .venv-newest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fuzz audit test-docker format lock clean
+.PHONY: help run test test-newest check fuzz audit test-browser test-docker format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -31,6 +32,11 @@ run: $(VENV)/.ready ## make the environment and start the server on port 8000
 test: check ## everything that CI runs: format, lint, types, layers, tests
 	@$(TEST_VENV)/bin/python -m pytest --quiet
 
+test-newest: ## the unit tests with the newest release of every dependency, as pip takes them (PYTHON= for another one)
+	@$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	@$(NEWEST_VENV)/bin/pip install --quiet --editable '.[cpu,test]' onnx
+	@$(NEWEST_VENV)/bin/python -m pytest --quiet tests/unit --ignore tests/unit/training
+
 check: $(TEST_VENV)/.ready
 	@$(TEST_VENV)/bin/ruff format --check --quiet .
 	@$(TEST_VENV)/bin/ruff check --quiet .
@@ -50,6 +56,9 @@ audit: $(TEST_VENV)/.ready ## known vulnerabilities of what is locked (asks PyPI
 	@for lock in requirements/*.lock; do \
 	  $(AUDIT_VENV)/bin/pip-audit --strict --disable-pip --no-deps --requirement $$lock || exit; \
 	done
+
+test-browser: $(TEST_VENV)/.ready ## /docs in a real Chromium (Debian's packages chromium and chromium-driver)
+	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/browser/run.sh
 
 test-docker: $(TEST_VENV)/.ready ## build the images and run docker-compose.yml with a real Docker engine (root, minutes)
 	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/docker/run.sh
@@ -71,4 +80,4 @@ lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools o
 	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml
 
 clean: ## remove the environments and the caches
-	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) $(NEWEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -33,7 +33,7 @@ class Job:
 
     Attributes:
         what: "rates", "agreement" or "matrix".
-        contender: an engine or "torch", "torch-compiled" or "reference", and a precision.
+        contender: an engine, or "torch" or "reference", alone or with "-compiled"; and a precision.
         variant: its name in `hiera-export list`.
         device: "cuda:0", or "cpu" for a dry run.
         repository: where packages with random weights are kept, and plans in them.
@@ -121,14 +121,14 @@ def engine_rates(job: Job) -> dict[str, Any]:
 
 
 def torch_rates(job: Job) -> dict[str, Any]:
-    """The same of torch: this project's model, the reference package's, or this project's compiled."""
+    """The same of torch: this project's model or the reference package's, as it is or compiled."""
     import torch
 
-    kind = job.contender.split()[0]
+    kind, _, compiled = job.contender.split()[0].partition("-")
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[job.precision]
     model, input_size = _torch_model(kind, job.variant)
     model = model.to(job.device, dtype).eval()
-    if kind == "torch-compiled":
+    if compiled:
         model = torch.compile(model, mode="max-autotune" if job.device != "cpu" else "default")
     on_gpu = job.device.startswith("cuda")
     rates: dict[int, float] = {}

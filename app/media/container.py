@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import av
 from av.container import InputContainer
@@ -29,6 +29,8 @@ DECODERS = (
 )  # fmt: skip
 
 _READ_BYTES = 256 * 1024
+# A title in an odd encoding must not fail the file. From release 19 on av takes any, and knows no such argument.
+_ANY_TITLE: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _CUT_SHORT = "the upload may be incomplete"
 
 
@@ -101,7 +103,7 @@ class VideoFile:
                     options=options,
                     buffer_size=_READ_BYTES,
                     io_open=_refuse,
-                    metadata_errors="replace",
+                    **_ANY_TITLE,
                 )
         except MemoryError as error:  # which libav also says beyond its `max_streams`
             raise LimitExceeded(

@@ -1,0 +1,143 @@
+"""Would FP8 pass the gate? Its rounding, put into a package's graph and run on any CPU, beside fp32 over many rows.
+
+    python -m benchmarks.fp8 hiera_large_224 --rows 200
+    python -m benchmarks.fp8 --package model_repo/hiera_demo_objects/1 --rows photos/
+
+Operands of every linear layer but the classifier are rounded to float8 e4m3 (OCP 8-bit floating point, whose largest
+number is 448), as engines do: weights with a scale for each output channel; activations with one for the whole tensor,
+or with one for each token, which is the kindest that kernels offer. Everything else, sums too, stays fp32, so a real
+kernel can hardly come closer. It says how close FP8 comes, and nothing of its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from app.engines.base import Engine
+from app.engines.factory import EngineOptions, create_engine
+from app.load.table import text_table
+from app.repository.store import Package, PackagePath, open_package
+from benchmarks.packages import random_package
+from benchmarks.results import add_output_argument, write_results
+from export.agreement import (
+    LEAST_AGREEMENT_RANDOM,
+    LEAST_AGREEMENT_TRAINED,
+    Agreement,
+    measure_agreement,
+    photos,
+    rendered,
+)
+
+Scales = Literal["tensor", "token"]
+_LARGEST = 448.0  # of e4m3
+_SMALLEST_SCALE = 1e-12
+
+
+def round_linears(model: Any, scales: Scales) -> int:
+    """Round both operands of every MatMul with fixed weights, in an ONNX model, in place; how many there are."""
+    weights = {each.name: each for each in model.graph.initializer if len(each.dims) == 2}
+    nodes: list[Any] = []
+    count = 0
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            count += 1
+            weight = weights[node.input[1]]
+            weight.CopyFrom(numpy_helper.from_array(_rounded(numpy_helper.to_array(weight)), weight.name))
+            nodes += _rounding(node.input[0], f"{node.name}_fp8", scales)
+            node.input[0] = nodes[-1].output[0]
+        nodes.append(node)
+    nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, value in (("fp8_largest", _LARGEST), ("fp8_smallest_scale", _SMALLEST_SCALE)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "fp8_channels"))
+    return count
+
+
+def _rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [in, out], with a scale for each output channel."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / _LARGEST, _SMALLEST_SCALE)
+    kept: NDArray[np.float32] = (weight / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    return kept.astype(np.float32)
+
+
+def _rounding(tensor: str, name: str, scales: Scales) -> list[Any]:
+    """Nodes that round a tensor [..., in]; the last one's output is what is left of it."""
+    axes = ["fp8_channels"] if scales == "token" else []
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Abs", [tensor], "sizes", {}),
+        ("ReduceMax", [f"{name}_sizes", *axes], "largest", {"keepdims": len(axes)}),
+        ("Div", [f"{name}_largest", "fp8_largest"], "ratio", {}),
+        ("Max", [f"{name}_ratio", "fp8_smallest_scale"], "scale", {}),
+        ("Div", [tensor, f"{name}_scale"], "scaled", {}),
+        ("Cast", [f"{name}_scaled"], "eight_bits", {"to": TensorProto.FLOAT8E4M3FN}),
+        ("Cast", [f"{name}_eight_bits"], "floats", {"to": TensorProto.FLOAT}),
+        ("Mul", [f"{name}_floats", f"{name}_scale"], "rounded", {}),
+    ]
+    return [
+        helper.make_node(kind, inputs, [f"{name}_{output}"], name=f"{name}_{output}", **attributes)
+        for kind, inputs, output, attributes in steps
+    ]
+
+
+def measure(package: Package, rows: str, scales: Scales) -> Agreement:
+    """The agreement over a folder of photos or so many rendered rows."""
+    series: Iterator[NDArray[np.uint8]] = (
+        rendered(package.manifest.row_shape, int(rows)) if rows.isdigit() else photos(Path(rows), package)
+    )
+    model = onnx.load(package.graph)
+    round_linears(model, scales)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / package.graph.name
+        onnx.save(model, graph)
+        engine, exact = _engine(package, graph), _engine(package, package.graph)
+        return measure_agreement(engine, exact.run, series, 4)
+
+
+def _engine(package: Package, graph: Path) -> Engine:
+    manifest = package.manifest
+    return create_engine(
+        "onnxruntime", graph, manifest.row_shape, manifest.num_classes, "fp32", EngineOptions(device="cpu", max_batch=4)
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", help="of `hiera-export list`, with random weights")
+    parser.add_argument("--package", type=Path, action="append", default=[], help="the version's folder; fp32")
+    parser.add_argument("--rows", default="200", help="a number of rendered rows, or a folder of photos")
+    add_output_argument(parser)
+    arguments = parser.parse_args()
+    packages = [random_package(variant) for variant in arguments.variants]
+    for folder in arguments.package:
+        packages.append(open_package(PackagePath(folder.parent.name, int(folder.name), folder)))
+    measured: dict[str, Any] = {}
+    lines = []
+    for package in packages:
+        name = package.manifest.name
+        least = LEAST_AGREEMENT_RANDOM if package.manifest.random_weights else LEAST_AGREEMENT_TRAINED
+        for scales in ("tensor", "token"):
+            found = measure(package, arguments.rows, scales)
+            measured[f"{name}, a scale for each {scales}"] = asdict(found)
+            lines.append(
+                (name, scales, str(found.rows), f"{found.top1:.1%}", f"{least:.1%}", f"{found.max_probability:.2g}")
+            )
+    print(text_table(("model", "a scale for each", "rows", "top-1 as fp32", "needed", "largest difference"), lines))
+    write_results(arguments.output, "fp8", {"rows": arguments.rows}, measured)
+
+
+if __name__ == "__main__":
+    main()

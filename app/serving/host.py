@@ -20,7 +20,7 @@ from app.errors import EngineError, HieraError, Overloaded
 from app.serving import wire
 from app.serving.changes import Order, Report, decode_order, encode_report
 from app.serving.channel import Channel
-from app.serving.mapped import MappedMemory, MappedRows
+from app.serving.mapped import KEPT_S, MappedMemory, MappedRows
 from app.serving.model import LoadedModel
 from app.serving.submission import Outcome
 from app.serving.table import ModelTable
@@ -85,7 +85,8 @@ class Session:
         self._channel.send(Kind.TABLE, pickle.dumps(self._models.table))
 
     def show_state(self, state: State) -> None:
-        """Tell the worker how the models are, and have it report."""
+        """Tell the worker how the models are, and have it report; called every second or so."""
+        self._memory.forget(time.monotonic() - KEPT_S)
         self._channel.send(Kind.STATE, pickle.dumps(state))
         self._channel.send(Kind.PROBE, NUMBER.pack(next(self._probes)))
 

@@ -10,6 +10,7 @@ import fcntl
 import math
 import mmap
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from app.engines.base import Rows
 
 KEPT_BYTES = 1 << 20  # of one memory; larger ones (videos) are not used again
 KEPT_MEMORIES = 128  # of one HTTP worker
+KEPT_S = 10.0  # without being used: the worker may have let go of it
 
 
 class MappedRows:
@@ -50,7 +52,8 @@ class MappedMemory:
     """One HTTP worker's memory. A file is known by its device and inode, which are no other's while it is mapped."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        # Those used last at the end, and when that was.
+        self._kept: OrderedDict[tuple[int, int], tuple[NDArray[np.uint8], float]] = OrderedDict()
 
     def rows(self, descriptor: int, shape: tuple[int, ...]) -> Rows:
         """The rows at the beginning of a file.
@@ -72,24 +75,25 @@ class MappedMemory:
             if not 0 < size <= status.st_size:
                 raise ValueError(f"{size} bytes of rows in a file of {status.st_size}")
             file = status.st_dev, status.st_ino
-            memory = self._kept.get(file)
-            if memory is None:
-                memory = self._map(descriptor, size, status.st_size, file)
-            else:
-                self._kept.move_to_end(file)
+            kept = self._kept.pop(file, None)
+            memory = self._map(descriptor, size, status.st_size) if kept is None else kept[0]
         finally:
             os.close(descriptor)
-        return memory[:size].reshape(shape)  # [size] -> [n, *row_shape]
-
-    def _map(self, descriptor: int, size: int, file_size: int, file: tuple[int, int]) -> NDArray[np.uint8]:
-        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise ValueError("rows in a file that is not sealed")
-        keep = file_size <= KEPT_BYTES
-        # Populated in one go: a fault for each page would cost more than the copy into the batch.
-        mapped = mmap.mmap(descriptor, file_size if keep else size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-        memory = np.frombuffer(mapped, np.uint8)
-        if keep:
-            self._kept[file] = memory
+        if status.st_size <= KEPT_BYTES:
+            self._kept[file] = memory, time.monotonic()
             if len(self._kept) > KEPT_MEMORIES:
                 self._kept.popitem(last=False)
-        return memory
+        return memory[:size].reshape(shape)  # [size] -> [n, *row_shape]
+
+    def forget(self, unused_since: float) -> None:
+        """Keep no longer what was not used since then, by `time.monotonic()`."""
+        while self._kept and next(iter(self._kept.values()))[1] < unused_since:
+            self._kept.popitem(last=False)
+
+    def _map(self, descriptor: int, size: int, file_size: int) -> NDArray[np.uint8]:
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise ValueError("rows in a file that is not sealed")
+        # Populated in one go: a fault for each page would cost more than the copy into the batch.
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        mapped = mmap.mmap(descriptor, file_size if file_size <= KEPT_BYTES else size, flags, mmap.PROT_READ)
+        return np.frombuffer(mapped, np.uint8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,6 +69,20 @@ def test_rows_outlive_the_memory_s_place_among_the_kept_ones(buffer: RowBuffer) 
     assert open_descriptors() <= before + KEPT_MEMORIES + 1  # Python's mmap has a descriptor of its own
     assert (rows == 5).all()
     del memory, rows
+    assert open_descriptors() == before
+
+
+def test_memory_that_was_not_used_for_a_while_is_let_go(buffer: RowBuffer) -> None:
+    memory = MappedMemory()
+    before = open_descriptors()
+    other = RowBuffer(SIZE, ONE_SHOT)
+    memory.rows(written(other, 1), SHAPE)
+    other.close()
+    between = time.monotonic()
+    memory.rows(written(buffer, 2), SHAPE)
+    memory.forget(between)
+    assert open_descriptors() == before + 1
+    memory.forget(math.inf)
     assert open_descriptors() == before
 
 

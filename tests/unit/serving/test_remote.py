@@ -26,6 +26,7 @@ from app.errors import (
 )
 from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer
 from app.media.spec import DecodeInfo
+from app.serving import host
 from app.serving.batcher import Batcher
 from app.serving.changes import Change, Order, Report, Standing, VersionOnDisk, decode_order, encode_order
 from app.serving.curve import CostModel
@@ -39,6 +40,7 @@ from app.serving.remote import HostLink, LinkEvents
 from app.serving.results import Task
 from app.serving.status import ModelStatus
 from app.serving.table import ModelTable
+from app.serving.wire import State
 
 
 class Shelf:
@@ -243,6 +245,20 @@ def test_memory_is_read_anew_each_time_that_it_comes() -> None:
             rows = DecodedRows(lease.rows, DecodeInfo(2, 2, "fake"), 0.0, lease.buffer.fd)
             assert classes_of(await house.shown().dispatcher.infer(rows, soon())) == marks
         lease.close()
+
+    steps(scene)
+
+
+def test_memory_that_the_worker_no_longer_uses_is_given_up_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        lease = Lease(3)
+        await house.shown().dispatcher.infer(lease, soon())
+        await until(lambda: lease.closes == 1)
+        assert len(house.session._memory._kept) == 1
+        monkeypatch.setattr(host, "KEPT_S", -1.0)
+        house.session.show_state(State(None, None, {}))
+        assert not house.session._memory._kept
 
     steps(scene)
 

@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from app.load.generator import Plan
 from app.load.isolated import run_isolated
@@ -21,10 +20,10 @@ from app.load.request import classify_request
 from app.load.summary import summarise
 from app.load.table import text_table
 from app.load.target import parse_target
-from benchmarks.chaos.census import process_tree
+from benchmarks.chaos.census import process_tree, read_proc
 from benchmarks.media import add_photo_argument
 from benchmarks.own_server import add_server_arguments, own_server
-from benchmarks.packages import REPOSITORY, random_package
+from benchmarks.packages import random_package
 from benchmarks.results import add_output_argument, median, write_results
 
 VARIANT = "hiera_tiny_224"  # a thousand classes, as the models that a GPU is for
@@ -52,7 +51,7 @@ def measure(arguments: argparse.Namespace, http_workers: int) -> Costs:
     Raises:
         SystemExit: a request was not answered.
     """
-    repository = random_package(VARIANT, REPOSITORY).folder.parents[1]
+    repository = random_package(VARIANT).folder.parents[1]
     command = (sys.executable, "-m", "benchmarks.simulated_gpu", "run")
     with own_server(
         repository,
@@ -89,9 +88,8 @@ def _cpu_s(pid: int) -> dict[str, float]:
     """Seconds of CPU that a server's processes have used so far, by kind."""
     used = {"first": 0.0, "http": 0.0, "media": 0.0}
     for each in process_tree(pid):
-        command = Path(f"/proc/{each}/cmdline").read_bytes()
-        kind = "first" if each == pid else "http" if b"app.http_worker" in command else "media"
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        kind = "first" if each == pid else "http" if b"app.http_worker" in read_proc(each, "cmdline") else "media"
+        fields = read_proc(each, "stat").rpartition(b")")[2].split()
         # utime, stime, and those of children that have ended (media workers are renewed): proc(5)
         used[kind] += sum(map(int, fields[11:15])) * _TICK_S
     return used

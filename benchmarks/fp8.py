@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +34,7 @@ from export.agreement import (
     LEAST_AGREEMENT_TRAINED,
     Agreement,
     measure_agreement,
-    photos,
-    rendered,
+    rows_to_compare,
 )
 
 Scales = Literal["tensor", "token"]
@@ -94,16 +92,13 @@ def _rounding(tensor: str, name: str, scales: Scales) -> list[Any]:
 
 def measure(package: Package, rows: str, scales: Scales) -> Agreement:
     """The agreement over a folder of photos or so many rendered rows."""
-    series: Iterator[NDArray[np.uint8]] = (
-        rendered(package.manifest.row_shape, int(rows)) if rows.isdigit() else photos(Path(rows), package)
-    )
     model = onnx.load(package.graph)
     round_linears(model, scales)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / package.graph.name
         onnx.save(model, graph)
         engine, exact = _engine(package, graph), _engine(package, package.graph)
-        return measure_agreement(engine, exact.run, series, 4)
+        return measure_agreement(engine, exact.run, rows_to_compare(rows, package), 4)
 
 
 def _engine(package: Package, graph: Path) -> Engine:

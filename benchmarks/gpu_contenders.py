@@ -177,7 +177,7 @@ def matrix_rate(job: Job) -> dict[str, Any]:
 
 def agreement(job: Job) -> dict[str, Any]:
     """The engine beside torch in fp32 on the same device."""
-    from export.agreement import measure_agreement, photos, rendered, torch_judge
+    from export.agreement import measure_agreement, rows_to_compare, torch_judge
     from export.download import WeightsSource
     from export.verify import torch_model
 
@@ -187,9 +187,7 @@ def agreement(job: Job) -> dict[str, Any]:
     if found is None:
         raise HieraError(f"{package.manifest.name}: its weights cannot be had")
     engine = open_contender(job, package)
-    rows = (
-        rendered(package.manifest.row_shape, int(job.rows)) if job.rows.isdigit() else photos(Path(job.rows), package)
-    )
+    rows = rows_to_compare(job.rows, package)
     measured = measure_agreement(engine, torch_judge(found[0], package, job.device), rows, job.batches[0])
     engine.close()
     return asdict(measured)

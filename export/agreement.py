@@ -89,6 +89,11 @@ def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
         raise BuildRefused(f"{folder} holds no image")
 
 
+def rows_to_compare(asked: str, package: Package) -> Iterator[NDArray[np.uint8]]:
+    """What `--rows` asks for: so many rendered rows, or those of a folder's photos. Raises BuildRefused."""
+    return rendered(package.manifest.row_shape, int(asked)) if asked.isdigit() else photos(Path(asked), package)
+
+
 def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:
     """The model in fp32, its normalisation outside the graph."""
     model.to(device).eval()

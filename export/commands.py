@@ -99,7 +99,7 @@ def run_verify(options: Namespace) -> int:
 
 def _run_agreement(options: Namespace, package: Package) -> int:
     from app.engines.factory import EngineOptions
-    from export.agreement import check_agreement, measure_agreement, open_engine, photos, rendered, torch_judge
+    from export.agreement import check_agreement, measure_agreement, open_engine, rows_to_compare, torch_judge
     from export.download import source_from_environment
     from export.verify import torch_model
 
@@ -115,11 +115,7 @@ def _run_agreement(options: Namespace, package: Package) -> int:
             name=options.engine, precision=options.engine_precision, device=options.engine_device, max_batch=batch
         ),
     )
-    rows = (
-        rendered(manifest.row_shape, int(options.rows))
-        if options.rows.isdigit()
-        else photos(Path(options.rows), package)
-    )
+    rows = rows_to_compare(options.rows, package)
     try:
         agreement = measure_agreement(engine, torch_judge(model, package), rows, batch)
     finally:

@@ -11,12 +11,15 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from app.engines.base import Rows
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, HieraError
 from app.serving.batcher import Batcher
 from app.serving.submission import Inference, Outcome, Settlement
+
+Answer = TypeVar("Answer")
 
 
 class RowsLease(Protocol):
@@ -69,15 +72,7 @@ class Dispatcher(ABC):
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Inference] = loop.create_future()
-
-        def settle(outcome: Outcome) -> None:
-            if answer.done():
-                return
-            if isinstance(outcome, Inference):
-                answer.set_result(outcome)
-            else:
-                answer.set_exception(outcome)
-
+        settle = partial(tell, answer)
         cancel = self.submit(rows, deadline, settle)
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, settle)
         try:
@@ -126,6 +121,16 @@ class _OnLoop:
 
     def release(self) -> None:
         self._lease.close()
+
+
+def tell(waiting: asyncio.Future[Answer], outcome: Answer | HieraError) -> None:
+    """Tell who waits, unless it has left or was told already."""
+    if waiting.done():
+        return
+    if isinstance(outcome, HieraError):
+        waiting.set_exception(outcome)
+    else:
+        waiting.set_result(outcome)
 
 
 def _expire(settle: Callable[[Outcome], None]) -> None:

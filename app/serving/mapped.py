@@ -74,12 +74,13 @@ class MappedMemory:
             status = os.fstat(descriptor)
             if not 0 < size <= status.st_size:
                 raise ValueError(f"{size} bytes of rows in a file of {status.st_size}")
+            keep = status.st_size <= KEPT_BYTES
             file = status.st_dev, status.st_ino
             kept = self._kept.pop(file, None)
-            memory = self._map(descriptor, size, status.st_size) if kept is None else kept[0]
+            memory = _map(descriptor, status.st_size if keep else size) if kept is None else kept[0]
         finally:
             os.close(descriptor)
-        if status.st_size <= KEPT_BYTES:
+        if keep:
             self._kept[file] = memory, time.monotonic()
             if len(self._kept) > KEPT_MEMORIES:
                 self._kept.popitem(last=False)
@@ -90,10 +91,10 @@ class MappedMemory:
         while self._kept and next(iter(self._kept.values()))[1] < unused_since:
             self._kept.popitem(last=False)
 
-    def _map(self, descriptor: int, size: int, file_size: int) -> NDArray[np.uint8]:
-        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise ValueError("rows in a file that is not sealed")
-        # Populated in one go: a fault for each page would cost more than the copy into the batch.
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        mapped = mmap.mmap(descriptor, file_size if file_size <= KEPT_BYTES else size, flags, mmap.PROT_READ)
-        return np.frombuffer(mapped, np.uint8)
+
+def _map(descriptor: int, size: int) -> NDArray[np.uint8]:
+    if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise ValueError("rows in a file that is not sealed")
+    # Populated in one go: a fault for each page would cost more than the copy into the batch.
+    mapped = mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+    return np.frombuffer(mapped, np.uint8)

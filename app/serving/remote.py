@@ -13,7 +13,7 @@ import pickle
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import cast
 
 from app.errors import HieraError, Unavailable, UnknownModel
 from app.serving import wire
@@ -21,7 +21,7 @@ from app.serving.changes import Order, Report, decode_report, encode_order
 from app.serving.changes import State as ModelState
 from app.serving.channel import Channel
 from app.serving.curve import CostModel
-from app.serving.dispatcher import Dispatcher, RowsLease
+from app.serving.dispatcher import Answer, Dispatcher, RowsLease, tell
 from app.serving.model import LoadedModel
 from app.serving.results import Task
 from app.serving.status import ModelStatus
@@ -30,8 +30,6 @@ from app.serving.wire import NUMBER, Kind, ModelRecord, Phase, State, SubmitHead
 
 _LOADING = "the models are being loaded; try again soon"
 _RETIREMENT_CHECK_S = 0.1
-
-Answer = TypeVar("Answer")
 
 
 class RemoteModels:
@@ -295,9 +293,5 @@ class _RemoteDispatcher(Dispatcher):
 
 def _settle(waiting: asyncio.Future[Answer] | None, outcome: Answer | HieraError) -> None:
     """Tell who waits, unless it has left meanwhile."""
-    if waiting is None or waiting.done():
-        return
-    if isinstance(outcome, HieraError):
-        waiting.set_exception(outcome)
-    else:
-        waiting.set_result(outcome)
+    if waiting is not None:
+        tell(waiting, outcome)

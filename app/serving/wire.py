@@ -136,7 +136,7 @@ class State:
 
 
 def encode_submit(header: SubmitHeader) -> bytes:
-    return _SUBMIT.pack(header.number, header.key, header.rows, header.deadline)
+    return _SUBMIT.pack(*header)
 
 
 def decode_submit(payload: bytes) -> SubmitHeader:

@@ -83,7 +83,7 @@ def process_tree(pid: int) -> list[int]:
 
 def media_workers(pid: int) -> list[int]:
     """The media workers below `pid`."""
-    return [each for each in process_tree(pid) if _read(each, "comm").startswith(_WORKER)]
+    return [each for each in process_tree(pid) if read_proc(each, "comm").startswith(_WORKER)]
 
 
 def _samples(url: str) -> list[tuple[str, dict[str, str], float]]:
@@ -110,10 +110,11 @@ def _children(pid: int) -> list[int]:
         tasks = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return []  # ended meanwhile
-    return [int(child) for task in tasks for child in _read(pid, f"task/{task}/children").split()]
+    return [int(child) for task in tasks for child in read_proc(pid, f"task/{task}/children").split()]
 
 
-def _read(pid: int, name: str) -> bytes:
+def read_proc(pid: int, name: str) -> bytes:
+    """A file of a process below /proc; nothing once it has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -121,5 +122,5 @@ def _read(pid: int, name: str) -> bytes:
 
 
 def _kib(pid: int, name: str, field: str) -> int:
-    lines = _read(pid, name).decode().splitlines()
+    lines = read_proc(pid, name).decode().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)

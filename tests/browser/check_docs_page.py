@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from colours import video_of
@@ -118,7 +119,7 @@ def test_a_broken_file_is_explained(page: webdriver.Chrome, tmp_path: Path) -> N
     broken.write_bytes(broken.read_bytes()[:900])
     problem = answer(page, broken)
     assert problem["status"] == 422
-    page.get(problem["type"] if "://" in problem["type"] else page.current_url + "#" + problem["code"])
+    page.get(urljoin(page.current_url, problem["type"]))
     assert page.find_element(By.ID, problem["code"]).is_displayed()
 
 

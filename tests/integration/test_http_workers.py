@@ -140,6 +140,7 @@ def test_a_batch_holds_rows_of_both_workers(start_server: StartServer) -> None:
 
 
 def test_the_metrics_of_any_worker_are_those_of_all(pair: RunningServer) -> None:
+    until(lambda: idle_workers(pair) == 4, pair)
     before = samples_of(httpx.get(f"{pair.url}/metrics").text)
     for _ in range(6):
         assert httpx.post(f"{pair.url}/classify/image", content=image_of()).status_code == 200
@@ -147,8 +148,8 @@ def test_the_metrics_of_any_worker_are_those_of_all(pair: RunningServer) -> None
         after = samples_of(httpx.get(f"{pair.url}/metrics").text)
         assert after[OK_REQUESTS] - before[OK_REQUESTS] == 6
         assert after[ROWS] - before[ROWS] == 6
+        assert after[IDLE_WORKERS] == 4  # one for images and one for videos in each
         assert before.keys() <= after.keys()
-    until(lambda: idle_workers(pair) == 4, pair)  # one for images and one for videos in each
 
 
 def test_every_series_is_there_from_the_start(pair: RunningServer, client: httpx.Client) -> None:
@@ -177,10 +178,11 @@ def test_a_killed_worker_costs_its_own_connections_and_is_replaced(start_server:
                 ask(connection)
             assert serving_pid(running, fourth) != serving_pid(running, fifth)
         ask(second)
+        until(lambda: idle_workers(running) == 4, running)  # the new one's own are ready a moment after it
         assert httpx.post(f"{running.url}/classify/image", content=image_of()).status_code == 200
         after = samples_of(httpx.get(f"{running.url}/metrics").text)
         assert after[OK_REQUESTS] == counted + 1  # nothing that was counted is forgotten
-        until(lambda: idle_workers(running) == 4, running)  # the new one's own are ready a moment after it
+        assert after[IDLE_WORKERS] == 4
     assert running.stop() == 0, running.log
 
 

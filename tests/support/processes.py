@@ -30,6 +30,11 @@ def media_workers(server: int) -> frozenset[int]:
     return frozenset(pid for pid in descendants(server) if name_of(pid).startswith("media-"))
 
 
+def open_descriptors() -> int:
+    """How many descriptors this process holds."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def name_of(pid: int) -> str:
     """What the process calls itself; nothing once it has ended."""
     try:

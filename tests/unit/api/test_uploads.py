@@ -15,6 +15,7 @@ import pytest
 from asgi_double import Channel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import open_descriptors
 
 from app.api.body import Body, UploadPace
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
@@ -78,13 +79,13 @@ def test_files_of_a_multipart_body_arrive_whole_however_it_is_cut(files: list[by
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=4), st.sampled_from([MULTIPART, "application/json", "image/png"]))
 def test_any_body_is_either_read_or_refused_and_no_descriptor_stays_open(chunks: list[bytes], kind: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     try:
         files = receive(chunks, kind)
     except HieraError:
         files = [b""]
     assert files
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_a_raw_body_is_one_file() -> None:

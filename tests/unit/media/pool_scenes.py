@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections import Counter
@@ -89,11 +88,6 @@ def run(scene: Callable[[], Awaitable[None]]) -> None:
         await scene()
 
     asyncio.run(play())
-
-
-def open_descriptors() -> int:
-    """How many descriptors this process holds."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 _of_others: set[int] = set()

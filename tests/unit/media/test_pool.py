@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pool_scenes import CLIP, PHOTO, a_pool, children, found, open_descriptors, order, run, until, workers
+from pool_scenes import CLIP, PHOTO, a_pool, children, found, order, run, until, workers
+from processes import open_descriptors
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable, UnsupportedMedia
 from app.media.image import decode_image

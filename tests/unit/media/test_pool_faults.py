@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, open_descriptors, order, run, until, workers
+from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, order, run, until, workers
+from processes import open_descriptors
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Overloaded, Unavailable
 from app.media.limits import MediaLimits

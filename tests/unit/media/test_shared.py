@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pool_scenes import open_descriptors
+from processes import open_descriptors
 
 from app.errors import Overloaded
 from app.media.shared import (

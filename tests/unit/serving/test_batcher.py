@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from serving_fakes import PATIENCE_S, Clock, Listener, deliver_here, marks_of, probabilities_of, rows_of
@@ -24,14 +25,26 @@ def batcher(clock: Clock) -> Batcher:
     return Batcher(max_rows=16, deliver=deliver_here, predict_s=lambda rows: rows * 0.5, clock=clock)
 
 
+class Taking:
+    """An engine's thread that waits for a batch."""
+
+    def __init__(
+        self, batcher: Batcher, limit: Callable[[], int] = lambda: 8, hold: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.taken: list[list[Slice] | None] = []
+        self._thread = threading.Thread(target=lambda: self.taken.append(batcher.take(limit, hold=hold)), daemon=True)
+        self._thread.start()
+
+    def batch(self) -> list[Slice]:
+        """What it took, once it has."""
+        self._thread.join(PATIENCE_S)
+        assert self.taken, "the queue gave nothing"
+        assert self.taken[0] is not None
+        return self.taken[0]
+
+
 def take(batcher: Batcher, limit: int = 8) -> list[Slice]:
-    taken: list[list[Slice] | None] = []
-    engine = threading.Thread(target=lambda: taken.append(batcher.take(lambda: limit)), daemon=True)
-    engine.start()
-    engine.join(PATIENCE_S)
-    assert taken, "the queue gave nothing"
-    assert taken[0] is not None
-    return taken[0]
+    return Taking(batcher, lambda: limit).batch()
 
 
 def marks(slices: list[Slice]) -> list[int]:
@@ -63,14 +76,9 @@ def test_what_arrives_while_an_engine_is_busy_leaves_in_one_batch(batcher: Batch
 
 
 def test_a_waiting_engine_is_woken_by_a_submission(batcher: Batcher) -> None:
-    taken: list[list[Slice] | None] = []
-    engine = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 4)))
-    engine.start()
+    engine = Taking(batcher, lambda: 4)
     batcher.submit(rows_of(3), LATER, Listener())
-    engine.join(PATIENCE_S)
-    assert taken
-    assert taken[0] is not None
-    assert marks(taken[0]) == [3]
+    assert marks(engine.batch()) == [3]
 
 
 def test_a_request_larger_than_a_batch_is_cut_and_answered_whole(batcher: Batcher, clock: Clock) -> None:
@@ -227,16 +235,12 @@ def test_a_delay_counts_from_the_oldest_row_and_a_full_batch_does_not_wait(clock
 
 def test_a_prefetching_engine_that_still_runs_closes_only_full_batches(batcher: Batcher) -> None:
     busy = True
-    taken: list[list[Slice] | None] = []
     batcher.submit(rows_of(1), LATER, Listener())
-    ahead = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 3, hold=lambda: busy)))
-    ahead.start()
+    ahead = Taking(batcher, lambda: 3, lambda: busy)
     batcher.submit(rows_of(2), LATER, Listener())
-    assert not taken
+    assert not ahead.taken
     batcher.submit(rows_of(3), LATER, Listener())
-    ahead.join(PATIENCE_S)
-    assert taken[0] is not None
-    assert marks(taken[0]) == [1, 2, 3]
+    assert marks(ahead.batch()) == [1, 2, 3]
     batcher.submit(rows_of(4), LATER, Listener())
     busy = False
     assert marks(take(batcher)) == [4]
@@ -249,29 +253,19 @@ def test_an_engine_that_waits_for_a_full_batch_is_not_woken_by_each_row(batcher:
         looks.release()
         return 4
 
-    taken: list[list[Slice] | None] = []
-    ahead = threading.Thread(target=lambda: taken.append(batcher.take(limit, hold=lambda: True)))
-    ahead.start()
+    ahead = Taking(batcher, limit, lambda: True)
     assert looks.acquire(timeout=PATIENCE_S)
     for mark in (1, 2, 3):
         batcher.submit(rows_of(mark), LATER, Listener())
     assert not looks.acquire(timeout=0.05)
     batcher.submit(rows_of(4), LATER, Listener())
-    ahead.join(PATIENCE_S)
-    assert taken[0] is not None
-    assert marks(taken[0]) == [1, 2, 3, 4]
+    assert marks(ahead.batch()) == [1, 2, 3, 4]
 
 
 def test_an_idle_engine_is_woken_at_once_beside_one_that_waits_for_a_full_batch(batcher: Batcher) -> None:
-    ahead = threading.Thread(target=lambda: batcher.take(lambda: 8, hold=lambda: True), daemon=True)
-    ahead.start()
-    taken: list[list[Slice] | None] = []
-    idle = threading.Thread(target=lambda: taken.append(batcher.take(lambda: 8)))
-    idle.start()
+    ahead = Taking(batcher, hold=lambda: True)
+    idle = Taking(batcher)
     batcher.submit(rows_of(1), LATER, Listener())
-    idle.join(PATIENCE_S)
-    assert taken
-    assert taken[0] is not None
-    assert marks(taken[0]) == [1]
+    assert marks(idle.batch()) == [1]
+    assert not ahead.taken
     batcher.close()
-    ahead.join(PATIENCE_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from processes import open_descriptors
 
 from app.media.shared import ONE_SHOT, RowBuffer
 from app.serving.mapped import KEPT_BYTES, KEPT_MEMORIES, MappedMemory, MappedRows
@@ -29,11 +29,6 @@ def written(buffer: RowBuffer, mark: int) -> int:
     """The buffer full of `mark`, by a descriptor as it arrives from a worker."""
     os.pwrite(buffer.fd, bytes([mark]) * buffer.size, 0)
     return os.dup(buffer.fd)
-
-
-def open_descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_memory_that_comes_again_is_read_where_it_was_mapped(buffer: RowBuffer) -> None:

@@ -78,7 +78,7 @@ def test_a_drain_ends_within_its_bound(start_server: StartServer) -> None:
 
 def test_a_server_that_is_still_starting_ends_too(start_server: StartServer) -> None:
     running = start_server()
-    assert running.stop() == 0
+    assert running.stop() == 0, running.log
 
 
 def test_an_address_in_use_is_said_in_one_line(start_server: StartServer) -> None:

@@ -5,6 +5,7 @@ The name and the declared type of an upload are never believed. Recognising a fi
 
 from __future__ import annotations
 
+import codecs
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -158,9 +159,15 @@ def _describe(data: Data) -> str:
         return "the file is an HTML page"
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "the file is an SVG drawing"
-    if start.startswith((b"<?xml", b"{", b"[")) or all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "the file is a text"
-    return "the file's format is not known"
+    return "the file is a text" if _is_text(head) else "the file's format is not known"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\r\n" for character in text)
 
 
 def _one_of(names: tuple[str, ...]) -> str:

@@ -148,6 +148,8 @@ def test_damage_is_never_more_than_a_domain_error(format: str) -> None:
         (b"<!DOCTYPE html><html>", "an HTML page"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"hello, world", "a text"),
+        ('{"größe": 1}'.encode(), "a text"),
+        (b'{\x94#\xd4\xe0 "\xd3O\xe5', "not known"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
         (b"\0" * 64, "not known"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),

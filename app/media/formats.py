@@ -6,6 +6,7 @@ The name and the declared type of an upload are never believed. Recognising a fi
 from __future__ import annotations
 
 import codecs
+import re
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
 VIDEO_FORMATS = ("MP4", "MOV", "MKV", "WebM", "AVI", "GIF")
 
 _HEAD_BYTES = 512
+_CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for tabs and line ends
 
 # ISO base media files ("ftyp" at 4) carry a brand at 8 and the brands that they are compatible with from 16 on.
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -164,10 +166,11 @@ def _describe(data: Data) -> str:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
+        # The head of a longer file may end within a character.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < _HEAD_BYTES)
     except UnicodeDecodeError:
         return False
-    return all(character >= " " or character in "\t\r\n" for character in text)
+    return _CONTROL.search(text) is None
 
 
 def _one_of(names: tuple[str, ...]) -> str:

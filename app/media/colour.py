@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.errors import UnsupportedMedia
 
+CONVERT_IT = "convert it to 8 or 16 bits, grey or RGB"
 _WHITE = (255, 255, 255)
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -39,9 +40,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _eight_bits(image).convert("RGB")
     if image.mode in _CONVERTIBLE:
         return image.convert("RGB")
-    raise UnsupportedMedia(
-        f"images whose pixels are of the kind {image.mode!r} are not read; convert it to 8 or 16 bits, grey or RGB"
-    )
+    raise UnsupportedMedia(f"images whose pixels are of the kind {image.mode!r} are not read; {CONVERT_IT}")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

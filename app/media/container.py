@@ -155,6 +155,13 @@ class VideoFile:
             return float(self.stream.duration * self.stream.time_base)
         return None
 
+    def is_whole_avi(self) -> bool:
+        """Whether this is an AVI with as many bytes as its RIFF header announces."""
+        return self.format == "avi" and 8 + int.from_bytes(self._data[4:8], "little") in (
+            len(self._data),
+            len(self._data) - 1,  # padded
+        )
+
     def _complaint(self) -> str:
         if self.format in ("mp4", "mov"):
             return f"the {self.format} file's index is missing or damaged: {_CUT_SHORT}"

@@ -25,6 +25,7 @@ _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for tabs an
 # ISO base media files ("ftyp" at 4) carry a brand at 8 and the brands that they are compatible with from 16 on.
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_CANON_RAW_BRAND = b"crx "
 # QuickTime files from before "ftyp" begin with one of these boxes.
 _QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
@@ -42,12 +43,13 @@ _IMAGES = (
     (b"\x89PNG\r\n\x1a\n", MediaFormat(image="png")),
     (b"GIF87a", MediaFormat(image="gif", video="gif")),
     (b"GIF89a", MediaFormat(image="gif", video="gif")),
-    (b"BM", MediaFormat(image="bmp")),
     (b"II*\0", MediaFormat(image="tiff")),
     (b"MM\0*", MediaFormat(image="tiff")),
     (b"II+\0", MediaFormat(image="tiff")),
     (b"MM\0+", MediaFormat(image="tiff")),
 )
+
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; a text may begin with "BM" too
 
 # Files that people do send, so that the answer can name them.
 _FOREIGN = (
@@ -82,6 +84,8 @@ def sniff(data: Data) -> MediaFormat | None:
         return MediaFormat(video="webm" if b"webm" in head[:64] else "matroska")
     if head[4:8] in _QUICKTIME_BOXES:
         return MediaFormat(video="mov")
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return MediaFormat(image="bmp")
     return next((found for magic, found in _IMAGES if head.startswith(magic)), None)
 
 
@@ -138,7 +142,7 @@ def _iso_format(head: bytes) -> MediaFormat | None:
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, box_end - 3, 4))]
     if brands[0] in _AVIF_BRANDS or (brands[0] in _HEIF_BRANDS and any(b in _AVIF_BRANDS for b in brands)):
         return MediaFormat(image="avif")
-    if brands[0] in _HEIF_BRANDS:
+    if brands[0] in _HEIF_BRANDS or brands[0] == _CANON_RAW_BRAND:
         return None
     return MediaFormat(video="mov" if brands[0] == b"qt  " else "mp4")
 
@@ -148,7 +152,7 @@ def _describe(data: Data) -> str:
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp":
-        return "the file is a HEIC image"
+        return "the file is a camera's raw file" if head[8:12] == _CANON_RAW_BRAND else "the file is a HEIC image"
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return "the file is a WAV file"
     for magic, name in _FOREIGN:

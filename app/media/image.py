@@ -22,6 +22,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageFile,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -30,9 +31,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from app.errors import BrokenMedia, LimitExceeded, RequestError
-from app.media import formats, jpeg
-from app.media.colour import to_rgb
+from app.errors import BrokenMedia, LimitExceeded, RequestError, UnsupportedMedia
+from app.media import formats, jpeg, tiff
+from app.media.colour import CONVERT_IT, to_rgb
 from app.media.geometry import Orientation, Plan, plan_center_crop
 from app.media.limits import MediaLimits
 from app.media.reader import Data, MemoryFile
@@ -42,6 +43,8 @@ from app.media.spec import DecodeInfo, ImageSpec
 __all__ = ["decode_image"]
 
 _ORIENTATION_TAG = 0x0112
+_PNG_BITS_AT = 24  # in the header chunk, which comes first
+_DECODING_BYTES = 8  # of memory for a pixel, while codecs and Pillow both hold some of it
 _PLUGINS = {
     "jpeg": JpegImagePlugin.JpegImageFile.format,
     "png": PngImagePlugin.PngImageFile.format,
@@ -63,6 +66,8 @@ _DAMAGE = (
 Image.MAX_IMAGE_PIXELS = None
 # Workers are processes, as many as there are cores; threads inside of them would only be in each other's way.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# Texts and profiles of a PNG are not used, but its pixels are: what unpacks to more than 1 MiB is no damage.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def decode_image(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]) -> DecodeInfo:
@@ -73,7 +78,7 @@ def decode_image(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[
     level.
 
     Raises:
-        UnsupportedMedia: not an image, or none that is read.
+        UnsupportedMedia: not an image, or of a kind that is not read.
         BrokenMedia: an image that is damaged or cut short.
         LimitExceeded: the file, its sides or its pixels are more than `limits` allow, or than fit in memory.
     """
@@ -89,6 +94,10 @@ def decode_image(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[
 def _decode_plain_jpeg(data: Data, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]) -> DecodeInfo | None:
     """The fast path. None, and nothing written, if the file is not plain enough for it."""
     header = jpeg.read_header(data)
+    if header is not None and not header.known:
+        raise UnsupportedMedia(
+            "the jpeg image has 12 bits or is lossless or hierarchical, which is not read; save it with 8 bits"
+        )
     if header is None or not header.plain:
         return None
     limits.check_image(header.width, header.height)
@@ -107,8 +116,8 @@ def _decode_plain_jpeg(data: Data, spec: ImageSpec, limits: MediaLimits, out: ND
 def _decode_with_pillow(
     data: Data, name: str, spec: ImageSpec, limits: MediaLimits, out: NDArray[np.uint8]
 ) -> DecodeInfo:
-    if name == "webp" and (size := formats.webp_size(data)) is not None:
-        limits.check_image(*size)
+    width, height = (name == "webp" and formats.webp_size(data)) or (0, 0)
+    limits.check_image(width, height)
     try:
         with _quiet(), BufferedReader(MemoryFile(data)) as file, Image.open(file, formats=(_PLUGINS[name],)) as image:
             limits.check_image(*image.size)
@@ -117,19 +126,47 @@ def _decode_with_pillow(
             if name == "jpeg" and not spec.exact:
                 wanted = jpeg.scaling_for(width, height, spec.resize_short_side)
                 scaling = wanted if image.draft(None, (width // wanted, height // wanted)) else 1
-            image.load()
+            pixels = _load(image, data)
             if name == "tiff":  # Pillow turns these upright by itself, as it loads them
                 width, height = image.size
             orientation = Orientation.from_exif(image.getexif().get(_ORIENTATION_TAG))
             plan = _plan(width, height, spec, orientation).reduced(scaling)
-            out[...] = turn_upright(resize_image(to_rgb(image), plan, spec.interpolation), orientation)
+            out[...] = turn_upright(resize_image(to_rgb(pixels), plan, spec.interpolation), orientation)
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
         raise LimitExceeded("the image unpacks to more than the server accepts") from error
     except _DAMAGE as error:
+        _raise_if_out_of_memory(error, width * height)
+        with _quiet():
+            if name == "tiff" and not width and tiff.is_readable(data):
+                raise UnsupportedMedia(f"the tiff image is of a kind that is not read; {CONVERT_IT}") from error
         raise BrokenMedia(_what_broke(name, error)) from error
     return _info(width, height, name, orientation)
+
+
+def _load(image: ImageFile.ImageFile, data: Data) -> Image.Image:
+    """The pixels, meant as Pillow takes them in other files of their mode."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tiff.check_planes(image)
+        image.load()
+        return tiff.full_range(image)
+    grey_bits = data[_PNG_BITS_AT] if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "L" else 8
+    image.load()
+    hidden = image.info.get("transparency")
+    if grey_bits < 8 and isinstance(hidden, int):  # Pillow spreads the levels of 2 and 4 bits over 8, but not this one
+        image.info["transparency"] = hidden * 255 // ((1 << grey_bits) - 1)
+    has_alpha = isinstance(image, BmpImagePlugin.BmpImageFile) and image.mode == "RGBA"
+    if has_alpha and image.getchannel("A").getextrema() == (0, 0):  # left empty by its writer, as browsers take it
+        return image.convert("RGB")
+    return image
+
+
+def _raise_if_out_of_memory(error: Exception, pixels: int) -> None:
+    """A codec of C without memory often says no more than that it failed; whether there was any shows by asking."""
+    if "memory" in str(error).lower():
+        raise MemoryError from error
+    np.empty(pixels * _DECODING_BYTES, np.uint8)
 
 
 @contextmanager

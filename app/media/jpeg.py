@@ -21,7 +21,10 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _APP1 = 0xE1
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG and DAC
 _HUFFMAN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
+_KNOWN_FRAMES = _HUFFMAN_FRAMES | {0xC9, 0xCA}  # the last two coded arithmetically; the others lossless, hierarchical
+_OTHER_BITS = (12, 16)
 _ORIENTATION_TAG = 0x0112
+_SHORT, _LONG = 3, 4
 _UPRIGHT = 1
 
 
@@ -30,12 +33,14 @@ class JpegHeader:
     """What the markers before the first scan say. `orientation` is EXIF's, 1 to 8.
 
     `plain`: three components of 8 bits, coded by Huffman, and no orientation in any place but EXIF's.
+    `known`: of a kind that libjpeg-turbo reads through Pillow.
     """
 
     width: int
     height: int
     orientation: int
     plain: bool
+    known: bool
 
 
 def read_header(data: Data) -> JpegHeader | None:
@@ -57,7 +62,8 @@ def read_header(data: Data) -> JpegHeader | None:
                 plain = marker in _HUFFMAN_FRAMES and bits == 8 and components == 3 and not elsewhere
                 if width == 0 or height == 0:
                     return None
-                return JpegHeader(width, height, orientation or _UPRIGHT, plain)
+                known = marker in _KNOWN_FRAMES and bits not in _OTHER_BITS
+                return JpegHeader(width, height, orientation or _UPRIGHT, plain, known)
             if marker == _APP1 and orientation is None:
                 block = bytes(body)
                 if block.startswith(b"Exif\0\0"):
@@ -79,8 +85,10 @@ def exif_orientation(exif: bytes) -> int | None:
         (directory,) = struct.unpack_from(f"{order}I", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, directory)
         for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+            tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
             if tag == _ORIENTATION_TAG:
+                code = {_SHORT: "H", _LONG: "I"}.get(kind)
+                value = struct.unpack_from(f"{order}{code}", exif, entry + 8)[0] if code else _UPRIGHT
                 return value if 1 <= value <= 8 else None
     except struct.error:
         return None

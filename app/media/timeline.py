@@ -145,13 +145,26 @@ def _measure(
         fps = declared_fps  # a constant rate, and free of the rounding of the time stamps
     else:
         fps = count / seen_s
-    declared_s = file.declared_seconds(float(shown[0]) * time_base) or 0.0
-    if file.stream.frames:
-        # Durations alone are often a little off, but then no packet is missing.
-        declared_s = max(declared_s, file.stream.frames / (declared_fps or fps)) if missing else 0.0
-        breaks_off = declared_s > seen_s + 2 / fps
-    else:
-        breaks_off = declared_s > seen_s + max(1.0, 0.1 * seen_s)
-    if breaks_off:
-        return _Measures(max(count, round(fps * declared_s)), fps, declared_s, seen_s)
-    return _Measures(count, fps, seen_s, seen_s)
+    declared_s = _declared_seconds(file, float(shown[0]) * time_base, declared_fps or fps, missing)
+    if declared_s <= seen_s + (2 / fps if file.stream.frames else max(1.0, 0.1 * seen_s)):
+        return _Measures(count, fps, seen_s, seen_s)
+    frames = max(count, round(fps * declared_s))
+    # An AVI that is all there ends in frames without bytes, which say that the picture stays.
+    return _Measures(frames, fps, declared_s, declared_s if file.is_whole_avi() else seen_s)
+
+
+def _declared_seconds(file: VideoFile, start_s: float, fps: float, missing: int) -> float:
+    """How long the video should last by the headers; 0 where they say nothing that could tell that it breaks off.
+
+    Args:
+        start_s: when its first frame is shown.
+        missing: frames that the headers count and the file does not have.
+    """
+    declared_s = file.declared_seconds(start_s) or 0.0
+    if not file.stream.frames:
+        return declared_s
+    if not missing:  # durations alone are often a little off
+        return 0.0
+    if declared_s and file.format in ("mp4", "mov"):
+        return declared_s  # of what the edit list leaves; the frames are counted without it
+    return max(declared_s, file.stream.frames / fps)

@@ -141,12 +141,14 @@ def test_every_video_format_is_decoded_inside_the_sandbox_as_outside(threads: in
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("room", [24 << 20, 30 << 20, 46 << 20])  # each leaves another remainder in the heap
 def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_worker(room: int, threads: int) -> None:
-    image, video = large_image(), large_video()
+    codings = {"PNG": {}, "WEBP": {"lossless": True, "method": 0}, "JPEG": {"progressive": True, "subsampling": 0}}
+    images = [large_image(format, **options) for format, options in codings.items()]
+    jobs = [*((image, IMAGE_JOB) for image in images), (large_video(), VIDEO_JOB)]
 
     async def scene() -> None:
         options = {"command": FORK_SERVER_COMMAND, "codec_threads": threads}
         async with a_pool(worker_memory_bytes=room, **options) as (pool, counts):
-            for data, job in ((image, IMAGE_JOB), (video, VIDEO_JOB)):
+            for data, job in jobs:
                 with pytest.raises(LimitExceeded, match="memory"):
                     await order(pool, data, job)
                 (await order(pool, IMAGES["jpeg"], IMAGE_JOB)).close()
@@ -158,7 +160,7 @@ def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_work
 def test_large_files_that_a_worker_has_memory_for_are_decoded() -> None:
     async def scene() -> None:
         async with a_pool(worker_memory_bytes=1 << 30, command=FORK_SERVER_COMMAND) as (pool, counts):
-            for data, job in ((large_image(), IMAGE_JOB), (large_video(), VIDEO_JOB)):
+            for data, job in ((large_image("PNG"), IMAGE_JOB), (large_video(), VIDEO_JOB)):
                 (await order(pool, data, job)).close()
             assert not counts.restarts
 
@@ -169,10 +171,10 @@ def large_picture() -> Image.Image:
     return Image.new("RGB", (4000, 3000), (90, 120, 60))
 
 
-def large_image() -> bytes:
-    """36 MB of pixels, which Pillow decodes as a whole."""
+def large_image(format: str, **options: Any) -> bytes:
+    """36 MB of pixels, which are decoded as a whole."""
     file = io.BytesIO()
-    large_picture().save(file, "PNG")
+    large_picture().save(file, format, **options)
     return file.getvalue()
 
 

@@ -1,0 +1,57 @@
+"""What a TIFF file means by its pixels, where Pillow leaves that to whoever reads it (TIFF 6.0, sections 3 and 8)."""
+
+from __future__ import annotations
+
+import struct
+from io import BufferedReader
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from app.errors import UnsupportedMedia
+from app.media.reader import Data, MemoryFile
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANES = 256, 257, 258, 262, 284
+_WHITE_IS_ZERO, _APART = 0, 2
+
+
+def is_readable(data: Data) -> bool:
+    """Whether the first directory can be read and tells a size: what cannot be opened then is of an unknown kind."""
+    try:
+        with BufferedReader(MemoryFile(data)) as file:
+            head = file.read(8)
+            directory = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"\x2b" else head)
+            file.seek(directory.next)
+            directory.load(file)
+            return bool(directory.get(_WIDTH)) and bool(directory.get(_HEIGHT))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
+        return False
+
+
+def check_planes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuse planes of 16 bits one after the other, uncompressed: Pillow takes them for planes of 8.
+
+    Raises:
+        UnsupportedMedia: that is how its pixels are stored.
+    """
+    tags = image.tag_v2
+    if tags.get(_PLANES) == _APART and 16 in tags.get(_BITS, ()) and any(tile[0] == "raw" for tile in image.tile):
+        raise UnsupportedMedia(
+            "the tiff image's planes of 16 bits are stored one after the other, which is not read; "
+            "store its colours pixel by pixel"
+        )
+
+
+def full_range(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
+    """`image`, or its grey levels with 0 for black and 65,535 for white where it says them in 12 bits or the other way
+    round."""
+    if not image.mode.startswith("I;16"):
+        return image
+    tags = image.tag_v2
+    white = 4095 if tags.get(_BITS) == (12,) else 65535
+    negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if white == 65535 and not negative:
+        return image
+    levels = np.arange(65536, dtype=np.uint32).clip(0, white) * 65535 // white
+    table = (65535 - levels if negative else levels).astype(np.uint16)
+    return Image.fromarray(table[np.asarray(image)])

@@ -126,8 +126,14 @@ class EngineHost:
         while not self._draining.is_set():
             began = time.monotonic()
             ended = asyncio.Event()
-            channel, process = self._spawn(place.line)
-            watch = os.pidfd_open(process.pid)
+            try:
+                channel, process, watch = self._spawn(place.line)
+            except OSError as error:  # no descriptors, processes or memory just now
+                pause_s = self._count_loss(place, began)
+                reason = error.strerror or error
+                _log.error("HTTP worker %d cannot be started: %s; the next try is in %g s", place.line, reason, pause_s)
+                await asyncio.sleep(pause_s)
+                continue
             loop.add_reader(watch, ended.set)
             session = Session(channel, self._table, self._scrape, self._administer, ended.set)
             place.process, place.session = process, session
@@ -148,12 +154,21 @@ class EngineHost:
                 self._draining.set()
                 self._stopping.set()
                 return
-            place.losses = 1 if time.monotonic() - began > _LONGEST_PAUSE_S else place.losses + 1
-            pause_s = min(_FIRST_PAUSE_S * 2 ** (place.losses - 1), _LONGEST_PAUSE_S)
+            pause_s = self._count_loss(place, began)
             _log.error("HTTP worker %d ended with status %d; the next one starts in %g s", place.line, status, pause_s)
             await asyncio.sleep(pause_s)
 
-    def _spawn(self, line: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    def _count_loss(self, place: _Place, began: float) -> float:
+        """Seconds to wait before the next worker, more after each of several losses."""
+        place.losses = 1 if time.monotonic() - began > _LONGEST_PAUSE_S else place.losses + 1
+        return float(min(_FIRST_PAUSE_S * 2 ** (place.losses - 1), _LONGEST_PAUSE_S))
+
+    def _spawn(self, line: int) -> tuple[socket.socket, subprocess.Popen[bytes], int]:
+        """Start a worker: our end of its channel, its process, and a descriptor that is readable once that has ended.
+
+        Raises:
+            OSError: there is no room for another process or descriptor; nothing is left of it.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         settings = os.memfd_create("settings", os.MFD_CLOEXEC)
         try:
@@ -168,13 +183,19 @@ class EngineHost:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 process_group=0,  # Ctrl-C is for the host
             )
+            try:
+                watch = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
             os.close(settings)
-        return ours, process
+        return ours, process, watch
 
     async def _look(self) -> None:
         """Keep the workers informed, watch them, and take connections while any of them can."""

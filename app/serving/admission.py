@@ -24,11 +24,13 @@ _HEADROOM = 2.0
 
 @dataclass(frozen=True)
 class Lane:
-    """Where a request's work will queue: a model on a device. `predict_s` gives the seconds that so many rows take."""
+    """Where a request's work will queue: a model on a device. `predict_s` gives the seconds that so many rows take by
+    what was lately observed, `measured_s` by what was measured at warm-up."""
 
     model: str
     device: str
     predict_s: Callable[[int], float]
+    measured_s: Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,10 @@ class Admission:
     def _lateness(
         self, lane: Lane, rows: int, deadline: float, backlog_s: float, decode_s: float
     ) -> tuple[str, Overloaded] | None:
+        # What was observed of a lane that stands empty may be long over, and only rows that are let in can show that.
+        own_s = lane.predict_s(rows) if lane in self._rows else min(lane.predict_s(rows), lane.measured_s(rows))
         # Decoding of this request overlaps with the work before it.
-        needed_s = _HEADROOM * (max(backlog_s, decode_s) + lane.predict_s(rows))
+        needed_s = _HEADROOM * (max(backlog_s, decode_s) + own_s)
         late_s = needed_s - (deadline - self._clock())
         if late_s > 0:
             return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s / _HEADROOM)

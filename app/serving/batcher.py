@@ -82,7 +82,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Unavailable("the model is being unloaded; try again")
-            if self._pending + submission.size > self._max_rows:
+            # One submission may be larger than the queue, as in admission: refused now, it would be refused for ever.
+            if self._pending and self._pending + submission.size > self._max_rows:
                 wait_s = self._predict_s(self._pending)
                 raise Overloaded("the queue is full; try again later", retry_after_s=wait_s)
             self._sequence += 1

@@ -51,8 +51,11 @@ class DecodeLoad:
             self.observe(turns, seconds)
 
     def predict_s(self, files: int) -> float:
-        """Seconds until `files` more files would be decoded; 0 until the first one has been seen."""
-        return 0.0 if self._seconds is None else self._seconds * self._turns(files)
+        """Seconds until `files` more files would be decoded; 0 until the first one has been seen, and for one that
+        would be alone: what was last seen may be long over, and whoever it kept out could not show that."""
+        if self._seconds is None or self._in_decode + files <= 1:
+            return 0.0
+        return self._seconds * self._turns(files)
 
     def _turns(self, more: int) -> float:
         return max(1.0, (self._in_decode + more) / self._workers)

@@ -44,7 +44,7 @@ class Session:
 
     Attributes:
         serving: it takes connections.
-        unhealthy: why its media workers cannot decode; None if they can.
+        unhealthy: why its media workers cannot decode; None once it has said that they can.
         samples: its metrics, as it last reported them.
         heard: when it was last heard of, `time.monotonic()`.
     """
@@ -58,7 +58,7 @@ class Session:
         on_end: Callable[[], None],
     ) -> None:
         self.serving = False
-        self.unhealthy: str | None = None
+        self.unhealthy: str | None = "the media workers are being started"
         self.samples: bytes = b"[]"
         self.heard = time.monotonic()
         self._models = models

@@ -81,8 +81,8 @@ class LoadedModel:
         self.row_shape = manifest.row_shape
         self.row_nbytes = int(np.prod(manifest.row_shape))
         # Not a method of this object: a cycle would be left to the garbage collector after an unload.
-        self.predict_s = _predictor(cost, instances)
-        self.lane = Lane(manifest.name, engine.device, self.predict_s)
+        self.predict_s = _predictor(cost.predict_s, instances)
+        self.lane = Lane(manifest.name, engine.device, self.predict_s, _predictor(cost.curve.predict_s, instances))
         self._spec = _spec(manifest, exact_images)
         self._single = DecodeJob(self._spec)
         self._users = 0
@@ -122,8 +122,8 @@ class LoadedModel:
             return self._idle.wait_for(lambda: self._users == 0, timeout_s)
 
 
-def _predictor(cost: CostModel, instances: int) -> Callable[[int], float]:
-    return lambda rows: cost.predict_s(rows) / instances
+def _predictor(predict_s: Callable[[int], float], instances: int) -> Callable[[int], float]:
+    return lambda rows: predict_s(-(-rows // instances))  # side by side, but none takes less than a whole row
 
 
 def _spec(manifest: Manifest, exact_images: bool) -> MediaSpec:

@@ -214,8 +214,10 @@ class Service:
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]
         turns, began = load.enter(), time.monotonic()
-        # Rows that come too late to be inferred are not worth decoding.
-        latest = ticket.deadline - ticket.model.lane.predict_s(rows_of(ticket.job))
+        # Rows that come too late to be inferred are not worth decoding. But a prediction from a busy time that is over
+        # takes at most half of what is left: without rows that are inferred it would stay as it is.
+        inferred_s = ticket.model.lane.predict_s(rows_of(ticket.job))
+        latest = ticket.deadline - min(inferred_s, (ticket.deadline - began) / 2)
         try:
             rows = await self._pool.decode(body, ticket.job, latest)
         except DeadlineExceeded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -140,7 +141,6 @@ def test_a_batch_holds_rows_of_both_workers(start_server: StartServer) -> None:
 
 
 def test_the_metrics_of_any_worker_are_those_of_all(pair: RunningServer) -> None:
-    until(lambda: idle_workers(pair) == 4, pair)
     before = samples_of(httpx.get(f"{pair.url}/metrics").text)
     for _ in range(6):
         assert httpx.post(f"{pair.url}/classify/image", content=image_of()).status_code == 200
@@ -179,11 +179,25 @@ def test_a_killed_worker_costs_its_own_connections_and_is_replaced(start_server:
                 ask(connection)
             assert serving_pid(running, fourth) != serving_pid(running, fifth)
         ask(second)
-        until(lambda: idle_workers(running) == 4, running)  # the new one's own are ready a moment after it
         assert httpx.post(f"{running.url}/classify/image", content=image_of()).status_code == 200
         after = samples_of(httpx.get(f"{running.url}/metrics").text)
         assert after[OK_REQUESTS] == counted + 1  # nothing that was counted is forgotten
         until(lambda: idle_workers(running) == 4, running)
+    assert running.stop() == 0, running.log
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(start_server: StartServer) -> None:
+    running = start_server(http_workers=2).wait_until_ready()
+    host = running.process.pid
+    workers = set(children_of(host))
+    soft, hard = resource.prlimit(host, resource.RLIMIT_NOFILE)
+    resource.prlimit(host, resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
+    os.kill(min(workers), signal.SIGKILL)
+    running.wait_for("HTTP worker . cannot be started: Too many open files")
+    resource.prlimit(host, resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: len(set(children_of(host)) - workers) == 1, running)
+    running.wait_until_ready()
+    assert httpx.post(f"{running.url}/classify/image", content=image_of()).status_code == 200
     assert running.stop() == 0, running.log
 
 

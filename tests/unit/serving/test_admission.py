@@ -28,9 +28,9 @@ def admission(clock: Clock, rejections: list[tuple[str, str]]) -> Admission:
     )
 
 
-SLOW = Lane("slow", "cpu", lambda rows: rows * 1.0)
-FAST = Lane("fast", "cpu", lambda rows: rows * 0.1)
-ELSEWHERE = Lane("elsewhere", "cuda:0", lambda rows: rows * 0.1)
+SLOW = Lane("slow", "cpu", lambda rows: rows * 1.0, lambda rows: rows * 1.0)
+FAST = Lane("fast", "cpu", lambda rows: rows * 0.1, lambda rows: rows * 0.1)
+ELSEWHERE = Lane("elsewhere", "cuda:0", lambda rows: rows * 0.1, lambda rows: rows * 0.1)
 
 
 def test_rows_in_flight_are_bounded_and_the_refusal_says_when_there_is_room(
@@ -130,6 +130,18 @@ def test_the_wait_for_a_media_worker_counts_too(admission: Admission, clock: Clo
     admission.admit(FAST, rows=1, nbytes=0, deadline=9999)
     with pytest.raises(Overloaded):
         admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 2.0, decode_s=3.0)
+
+
+def test_a_busy_spell_that_is_over_keeps_nobody_out_of_a_lane_that_stands_empty(
+    admission: Admission, clock: Clock
+) -> None:
+    once_busy = Lane("once busy", "cpu", lambda rows: rows * 4.0, lambda rows: rows * 1.0)
+    admission.admit(FAST, rows=1, nbytes=0, deadline=9999)
+    first = admission.admit(once_busy, rows=1, nbytes=0, deadline=clock.now + 3.0)
+    with pytest.raises(Overloaded):  # what was observed counts for whoever comes behind
+        admission.admit(once_busy, rows=1, nbytes=0, deadline=clock.now + 9.0)
+    first.release()
+    admission.admit(once_busy, rows=1, nbytes=0, deadline=clock.now + 3.0)
 
 
 def test_a_request_alone_is_tried_whatever_is_predicted(admission: Admission, clock: Clock) -> None:

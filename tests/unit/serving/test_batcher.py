@@ -201,6 +201,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> No
     batcher.submit(rows_of(1), LATER, Listener())
 
 
+def test_a_submission_larger_than_the_queue_is_taken_when_nothing_waits(batcher: Batcher) -> None:
+    batcher.submit(rows_of(*range(17)), LATER, Listener())
+    with pytest.raises(Overloaded):
+        batcher.submit(rows_of(*range(17)), LATER, Listener())
+    assert len(take(batcher, 17)) == 1
+    batcher.submit(rows_of(*range(17)), LATER, Listener())
+
+
 def test_closing_settles_what_waits_and_lets_what_runs_finish(batcher: Batcher) -> None:
     running, waiting = Listener(), Listener()
     batcher.submit(rows_of(1), 1010.0, running)

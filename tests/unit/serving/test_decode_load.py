@@ -13,13 +13,19 @@ def test_nothing_is_predicted_before_anything_was_seen() -> None:
     assert load.predict_s(1) == 0.0
 
 
-def test_a_file_alone_takes_its_own_time() -> None:
+def test_a_file_that_has_a_worker_to_itself_takes_its_own_time() -> None:
     load = DecodeLoad(workers=2)
-    turns = load.enter()
-    load.leave()
-    load.observe(turns, 0.5)
+    load.observe(load.enter(), 0.5)
     assert load.predict_s(1) == pytest.approx(0.5)
-    assert load.predict_s(4) == pytest.approx(1.0)
+    assert load.predict_s(3) == pytest.approx(1.0)
+
+
+def test_nothing_is_predicted_of_a_file_that_is_alone() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(load.enter(), 9.0)
+    load.leave()
+    assert load.predict_s(1) == 0.0
+    assert load.predict_s(2) == pytest.approx(18.0)
 
 
 def test_files_that_wait_are_waited_for() -> None:
@@ -30,27 +36,27 @@ def test_files_that_wait_are_waited_for() -> None:
     assert load.predict_s(1) == pytest.approx(4.0)
     for _ in range(7):
         load.leave()
-    assert load.predict_s(1) == pytest.approx(1.0)
+    assert load.predict_s(2) == pytest.approx(1.0)
 
 
 def test_what_is_seen_later_counts_more_and_more() -> None:
-    load = DecodeLoad(workers=1)
+    load = DecodeLoad(workers=2)
     load.observe(1.0, 1.0)
     for _ in range(200):
         load.observe(1.0, 3.0)
-    assert load.predict_s(1) == pytest.approx(3.0, rel=0.01)
+    assert load.predict_s(2) == pytest.approx(3.0, rel=0.01)
 
 
 def test_an_expiry_says_that_files_take_longer_and_never_that_they_take_less() -> None:
-    load = DecodeLoad(workers=1)
+    load = DecodeLoad(workers=2)
     load.observe(1.0, 1.0)
     load.observe_expiry(1.0, 0.1)
-    assert load.predict_s(1) == 1.0
+    assert load.predict_s(2) == 1.0
     load.observe_expiry(2.0, 6.0)
-    assert load.predict_s(1) > 1.0
+    assert load.predict_s(2) > 1.0
 
 
 def test_an_expiry_is_better_than_nothing() -> None:
-    load = DecodeLoad(workers=1)
+    load = DecodeLoad(workers=2)
     load.observe_expiry(1.0, 2.0)
-    assert load.predict_s(1) == 2.0
+    assert load.predict_s(2) == 2.0

@@ -182,6 +182,15 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
     steps(scene)
 
 
+def test_a_worker_can_decode_once_it_has_said_so() -> None:
+    async def scene(house: House) -> None:
+        assert house.session.unhealthy == "the media workers are being started"
+        await house.session.report()
+        assert house.session.unhealthy is None
+
+    steps(scene)
+
+
 def test_a_cancellation_travels_and_the_rows_are_never_run() -> None:
     async def scene(house: House) -> None:
         infer = house.shown().dispatcher.infer
@@ -265,10 +274,17 @@ def test_memory_that_the_worker_no_longer_uses_is_given_up_by_the_host(monkeypat
 
 def test_a_full_queue_is_refused_and_the_rows_come_back() -> None:
     async def scene(house: House) -> None:
-        lease = Lease(*range(65))
+        infer = house.shown().dispatcher.infer
+        running = asyncio.create_task(infer(Lease(1), soon()))
+        await asyncio.to_thread(house.gate.wait_entered)
+        waiting = asyncio.create_task(infer(Lease(2), soon()))
+        await until(lambda: house.batcher.pending_rows == 1)
+        lease = Lease(*range(64))
         with pytest.raises(Overloaded, match="full"):
-            await house.shown().dispatcher.infer(lease, soon())
+            await infer(lease, soon())
         await until(lambda: lease.closes == 1)
+        house.gate.open()
+        await asyncio.gather(running, waiting)
 
     steps(scene)
 

@@ -20,7 +20,8 @@ from app.errors import (
     Unavailable,
     UnknownModel,
 )
-from app.media.shared import SharedBytes
+from app.media.shared import DecodedRows, SharedBytes
+from app.media.spec import DecodeJob
 from app.serving.admission import Admission, InFlight
 from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
@@ -265,6 +266,40 @@ def test_the_deadline_holds_while_the_engine_is_stuck(house: House) -> None:
             await asyncio.sleep(0)
 
     run(scenario())
+
+
+def test_a_busy_spell_that_is_over_takes_at_most_half_of_the_time_for_decoding(house: House) -> None:
+    latest: list[float] = []
+    decode = house.pool.decode
+
+    async def note(body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
+        latest.append(deadline - time.monotonic())
+        return await decode(body, job, deadline)
+
+    async def scenario() -> None:
+        house.pool.decode = note  # type: ignore[method-assign]
+        house.gate.open()
+        house.models["image"].cost.follow(8.0)  # 4 s a row, by what was observed
+        await house.classify(b"\1", timeout_ms=3000)
+        house.models["image"].cost.follow(2.0)
+        await house.classify(b"\1", timeout_ms=3000)
+
+    run(scenario())
+    assert latest == [pytest.approx(1.5, abs=0.4), pytest.approx(2.0, abs=0.4)]
+
+
+def test_several_engines_do_not_make_one_row_quicker(house: House) -> None:
+    model = house.models["image"]
+    four = LoadedModel(
+        model.manifest,
+        model.labels,
+        engine=model.engine,
+        choice=model.choice,
+        cost=model.cost,
+        dispatcher=model.dispatcher,
+        instances=4,
+    )
+    assert [four.predict_s(rows) for rows in (1, 4, 5)] == [model.predict_s(rows) for rows in (1, 1, 2)]
 
 
 def test_a_timeout_longer_than_the_server_allows_is_cut_to_its_bound(house: House) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from serving_fakes import PATIENCE_S, FakeEngine, FakeRows, Gate, classes_of, flat_curve, rows_of
+from serving_fakes import PATIENCE_S, FakeEngine, FakeRows, Gate, Listener, classes_of, flat_curve, rows_of
 
 from app.errors import DeadlineExceeded, EngineError, Overloaded
 from app.serving.batcher import Batcher
@@ -150,8 +150,9 @@ def test_the_deadline_answers_the_caller_even_while_the_engine_is_stuck(
     assert engine.batches == [[1]]
 
 
-def test_a_full_queue_gives_the_rows_back_before_it_refuses(dispatcher: LocalDispatcher) -> None:
-    rows = FakeRows(rows_of(*range(9)))
+def test_a_full_queue_gives_the_rows_back_before_it_refuses(batcher: Batcher, dispatcher: LocalDispatcher) -> None:
+    batcher.submit(rows_of(1), soon(), Listener())
+    rows = FakeRows(rows_of(*range(8)))
     with pytest.raises(Overloaded):
         asyncio.run(dispatcher.infer(rows, soon()))
     assert rows.closes == 1

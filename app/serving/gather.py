@@ -8,15 +8,18 @@ a batch early only when that is full, so nothing is lost of what could still hav
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.engines.base import Engine, Rows, StagingEngine
-from app.errors import HieraError
+from app.errors import EngineError, HieraError
 from app.serving.batcher import Batcher
 from app.serving.submission import Slice
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +56,23 @@ class BatchSource:
     def __init__(
         self, model: str, batcher: Batcher, engine: Engine, limit: Callable[[], int], stopping: Callable[[], bool]
     ) -> None:
+        self._model = model
         self._batcher = batcher
         self._engine = engine
         self._limit = limit
         self._stopping = stopping
         self._on_device = engine.info.device != "cpu"
-        self._staging = engine if isinstance(engine, StagingEngine) else None
+        self._staging = engine if self._on_device and isinstance(engine, StagingEngine) else None
         self._buffers: list[Rows | None] = [None, None]
         self._turn = 0
         self._engine_idle = threading.Event()
         # One buffer is being run and one is being filled; a third batch would overwrite the first.
         self._free_buffers = threading.Semaphore(len(self._buffers))
-        self._running = False
+        self._running: GatheredBatch | None = None
+        # What was taken from the batcher, from the moment on that it was: the batch that runs and those ahead of it.
+        self._taken: list[list[Slice]] = []
+        self._given_up = False
+        self._failure: str | None = None
         # Room for one: the batch after the one that runs. None says that there are no more.
         self._next: queue.Queue[GatheredBatch | None] = queue.Queue(maxsize=1)
         self._ahead: threading.Thread | None = None
@@ -79,21 +87,22 @@ class BatchSource:
     def next(self) -> GatheredBatch | None:
         """Block until there is a batch; None when stopping, or when the queue is closed and empty.
 
-        The rows of the batch before are overwritten from here on.
+        The rows of the batch before, which is finished, are overwritten from here on.
+
+        Raises:
+            Exception: the rows of a batch could not be gathered; they are settled, and there are no more batches.
         """
-        if not self._on_device:
-            return self._take(hold=lambda: False)
-        if self._running:
-            self._free_buffers.release()
-        try:
-            batch = self._next.get_nowait()
-        except queue.Empty:
-            self._engine_idle.set()
-            self._batcher.wake()
-            batch = self._next.get()
-            self._engine_idle.clear()
-        self._running = batch is not None
+        if self._running is not None:
+            self._taken.remove(self._running.slices)
+        batch = self._running = self._next_ahead() if self._on_device else self._take(hold=lambda: False)
+        if batch is None and self._failure is not None:
+            raise EngineError(self._failure)
         return batch
+
+    def abandon(self, error: HieraError) -> None:
+        """Settle all that was taken and what is being taken now; the rows are freed by the threads that hold them."""
+        self._given_up = True  # before the look: `_take` asks for it once its slices can be seen
+        self._batcher.fail([part for slices in list(self._taken) for part in slices], error)
 
     def close(self, error: HieraError) -> None:
         """After the last `next`: settle what was gathered and will not be run."""
@@ -113,22 +122,57 @@ class BatchSource:
         except queue.Empty:
             return
         if batch is not None:
-            self._batcher.finish(batch.slices, error, began=0.0, batch_rows=0)
+            self._settle(batch.slices, error)
+
+    def _settle(self, slices: list[Slice], error: HieraError) -> None:
+        self._taken.remove(slices)
+        self._batcher.finish(slices, error, began=0.0, batch_rows=0)
+
+    def _next_ahead(self) -> GatheredBatch | None:
+        if self._running is not None:
+            self._free_buffers.release()
+        try:
+            return self._next.get_nowait()
+        except queue.Empty:
+            self._engine_idle.set()
+            self._batcher.wake()
+            batch = self._next.get()
+            self._engine_idle.clear()
+            return batch
 
     def _gather_ahead(self) -> None:
-        while True:
-            self._free_buffers.acquire()
-            batch = self._take(hold=lambda: not self._engine_idle.is_set())
-            self._engine_idle.clear()  # it has its batch: the one after may grow until it is full
-            if batch is not None and self._staging is not None:
-                self._staging.stage(batch.rows)
-            self._next.put(batch)
-            if batch is None:
-                return
+        try:
+            while True:
+                self._free_buffers.acquire()
+                batch = self._take(hold=lambda: not self._engine_idle.is_set())
+                self._engine_idle.clear()  # it has its batch: the one after may grow until it is full
+                self._next.put(batch)
+                if batch is None:
+                    return
+        except BaseException as error:
+            # Nobody looks after this thread: that of the engine, which waits for it, is told. In words, as the error
+            # itself refers to who owns this source.
+            logger.exception("the thread that gathers batches for %s died", self._model)
+            self._failure = f"no batch could be gathered ({type(error).__name__}: {error})"
+            self._next.put(None)
 
     def _take(self, hold: Callable[[], bool]) -> GatheredBatch | None:
         slices = self._batcher.take(self._limit, stopping=self._stopping, hold=hold)
-        return None if slices is None else GatheredBatch(slices, self._gather(slices))
+        if slices is None:
+            return None
+        self._taken.append(slices)
+        if self._given_up:  # perhaps before these could be seen
+            self._settle(slices, EngineError("the engine was given up"))
+            return None
+        try:
+            rows = self._gather(slices)
+            if self._staging is not None:
+                self._staging.stage(rows)
+        except BaseException as error:
+            # In no engine's hands yet, so nobody else would settle them.
+            self._settle(slices, EngineError(f"the rows could not be gathered ({type(error).__name__}: {error})"))
+            raise
+        return GatheredBatch(slices, rows)
 
     def _gather(self, slices: list[Slice]) -> Rows:
         size = sum(part.size for part in slices)

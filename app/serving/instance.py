@@ -1,7 +1,8 @@
 """An engine and the thread that owns it: take a batch, gather its rows, run, hand the results in.
 
 A batch that fails is run again by halves, so that only the row to blame fails; a batch that the device has no room for
-is cut and lowers the ceiling. What the thread is doing, and since when, is there for a supervisor to see.
+is cut and lowers the ceiling, which rises again while all goes well. What the thread is doing, and since when, is there
+for a supervisor to see.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Batches in a row of which not a single row came out before the engine itself is suspected.
 _SUSPECT_AFTER = 3
+# Batches as large as a lowered ceiling allows before it is doubled: without room still, one in so many is cut.
+_RAISE_AFTER = 300
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Instance:
         self._company = company
         self._clock = clock
         self._ceiling = engine.max_batch
+        self._full_batches = 0
         self._stopping = False
         self._failed_batches = 0
         self._held: list[Slice] = []
@@ -105,7 +109,7 @@ class Instance:
     def abandon(self, error: HieraError) -> None:
         """Give the instance up: settle what it holds and wait no more. The rows are freed if its run ever returns."""
         self.stop()
-        self._batcher.fail(list(self._held), error)
+        self._source.abandon(error)
 
     def _limit(self) -> int:
         curve = self._cost.curve
@@ -122,7 +126,10 @@ class Instance:
                 self._held = []
                 if self._failed_batches >= _SUSPECT_AFTER:
                     self._failed_batches = 0
+                    # An engine that fails may hang as well. The proof has a few rows, in batches of so many at most.
+                    self.busy = Busy(self._clock(), self._engine.max_batch)
                     self._prove(self._engine)
+                    self.busy = None
         except BaseException as error:
             # Nothing of a thread's death may be lost: the supervisor rebuilds, the rows are settled below.
             logger.exception("the engine thread of %s died", self._model)
@@ -153,9 +160,14 @@ class Instance:
             self.busy = None
             if engine is not self._engine:
                 return self._run(batch)  # the engine of all cores failed, and is not lent again
-            self._ceiling = max(1, min(self._ceiling, rows // 2))
+            if rows > 1:  # what has no room for one row says nothing of how large a batch may be
+                self._ceiling, self._full_batches = min(self._ceiling, rows // 2), 0
             logger.warning(
-                "%s: no memory for %d rows, at most %d from now on (%s)", self._model, rows, self._ceiling, error
+                "%s: no memory for a batch of %d, the largest is %d for now (%s)",
+                self._model,
+                rows,
+                self._ceiling,
+                error,
             )
             return self._retry(batch, error, began)
         except Exception as error:
@@ -167,12 +179,25 @@ class Instance:
         ended = self._clock()
         self.busy = None
         self._batcher.finish(batch.slices, probabilities, began=began, batch_rows=rows)
-        if engine is self._engine:  # the curve is that of its kind
-            self._cost.observe(rows, ended - began)
+        self._learn(engine, rows, ended - began)
         self._observer.batch_rows(self._model, rows)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
         self._observer.rows_total(self._model, rows)
         return rows
+
+    def _learn(self, engine: Engine, rows: int, seconds: float) -> None:
+        """What a batch that went well says of the cost and of the ceiling."""
+        if engine is not self._engine:
+            # The curve is that of streams. Alone on all cores a batch takes no longer, so what a busy time has left in
+            # the correction fades, down to 1 or to what the whole itself falls short by.
+            curve_s = self._cost.curve.batch_s(rows)
+            self._cost.observe(rows, min(max(seconds, curve_s), self._cost.batch_s(rows)))
+            return
+        self._cost.observe(rows, seconds)
+        if self._ceiling < self._engine.max_batch and rows >= self._ceiling:
+            self._full_batches += 1
+            if self._full_batches >= _RAISE_AFTER:
+                self._ceiling, self._full_batches = min(self._ceiling * 2, self._engine.max_batch), 0
 
     def _lent(self) -> AbstractContextManager[Engine]:
         """The engine for one batch."""

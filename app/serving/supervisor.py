@@ -117,7 +117,10 @@ class InstanceKeeper:
                 self._abandoned = [*(each for each in self._abandoned if each.alive), instance]
                 self._schedule(now, reason)
         if instance is None:
-            self._spawn(self._rebuild, f"rebuild-{self._model}")
+            try:
+                self._spawn(self._rebuild, f"rebuild-{self._model}")
+            except Exception as error:  # no thread to be had now
+                self._put_off(error)
             return
         logger.error("%s: the engine instance is lost: %s; it will be rebuilt", self._model, reason)
         instance.abandon(EngineError("the engine stopped answering"))
@@ -152,14 +155,17 @@ class InstanceKeeper:
         self._rebuild_at = now + pause_s
         self._reason = f"the engine is being rebuilt ({reason})"
 
+    def _put_off(self, error: Exception) -> None:
+        logger.error("%s: the engine could not be rebuilt", self._model, exc_info=error)
+        with self._lock:
+            self._building = False
+            self._schedule(self._clock(), str(error))
+
     def _rebuild(self) -> None:
         try:
             instance = self._build()
         except Exception as error:
-            logger.exception("%s: the engine could not be rebuilt", self._model)
-            with self._lock:
-                self._building = False
-                self._schedule(self._clock(), str(error))
+            self._put_off(error)
             return
         with self._lock:
             self._building = False

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from serving_fakes import PATIENCE_S, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
+from serving_fakes import PATIENCE_S, Clock, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
 
 from app.errors import EngineError
 from app.serving.batcher import Batcher
@@ -20,7 +20,7 @@ class Streams:
     """Two instances, each with a stream of its own, and the engine that has all cores."""
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        self.gate, self.clock = Gate(), Clock()
         self.whole, self.streams = FakeEngine(self.gate), [FakeEngine(self.gate), FakeEngine(self.gate)]
         self.company = Company(self.whole)
         self.batcher = Batcher(max_rows=100, deliver=deliver_here, predict_s=lambda rows: 0.0)
@@ -34,6 +34,7 @@ class Streams:
                 SilentObserver(),
                 prove=lambda engine: None,
                 company=self.company,
+                clock=self.clock,
             )
             for stream in self.streams
         ]
@@ -98,6 +99,21 @@ def test_only_what_streams_do_corrects_their_curve(streams: Streams) -> None:
     streams.gate.open()
     streams.submit(1).inference()
     assert streams.cost.correction == 1.0
+
+
+@pytest.mark.parametrize(("curves", "left"), [(0.5, 1.0), (2.0, 2.0), (9.0, 4.0)])
+def test_what_a_busy_time_has_left_in_the_correction_fades_by_what_runs_alone(
+    streams: Streams, curves: float, left: float
+) -> None:
+    def take_its_time(marks: list[int]) -> None:
+        streams.clock.now += curves * streams.cost.curve.batch_s(len(marks))
+
+    streams.whole.before_run = take_its_time
+    streams.cost.follow(4.0)
+    for _ in range(400):
+        streams.submit(1).inference()
+    assert streams.cost.correction == pytest.approx(left, rel=0.01)
+    assert streams.streamed == []
 
 
 def test_a_whole_that_fails_is_not_used_again_and_its_rows_are_answered() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve, CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
+from app.serving.submission import Slice
 
 FAR = math.inf
 
@@ -191,13 +194,37 @@ def test_an_engine_out_of_memory_lowers_the_ceiling_and_lives_on(batcher: Batche
     assert max(len(batch) for batch in engine.batches[seen:]) <= 2
 
 
-def test_a_single_row_that_has_no_room_fails(batcher: Batcher, start: Start) -> None:
+def test_a_single_row_that_has_no_room_fails_and_says_nothing_of_larger_batches(batcher: Batcher, start: Start) -> None:
     def run(marks: list[int]) -> None:
-        raise EngineOutOfMemory("no room at all")
+        if marks == [1]:
+            raise EngineOutOfMemory("no room at all")
 
-    instance = start(FakeEngine(run))
+    engine = FakeEngine(run)
+    instance = start(engine)
     assert isinstance(submit(batcher, 1).error(), EngineOutOfMemory)
-    assert instance.max_batch == 1
+    assert instance.max_batch == 8
+    assert classes_of(submit(batcher, *range(8)).inference()) == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert engine.batches[1:] == [list(range(8))]
+
+
+def test_a_ceiling_that_a_passing_want_of_memory_has_lowered_rises_again(batcher: Batcher, start: Start) -> None:
+    short = True
+
+    def run(marks: list[int]) -> None:
+        if short and len(marks) > 2:
+            raise EngineOutOfMemory("another process has it for a moment")
+
+    engine = FakeEngine(run)
+    instance = start(engine)
+    submit(batcher, *range(8)).inference()
+    assert instance.max_batch == 2
+    short = False
+    submit(batcher, *[1] * 400).inference()
+    assert instance.max_batch == 2
+    for _ in range(10):
+        submit(batcher, *[1] * 400).inference()
+    assert instance.max_batch == 8
+    assert {len(batch) for batch in engine.batches[-50:]} == {8}
 
 
 def test_a_retry_leaves_out_what_nobody_waits_for_any_more(batcher: Batcher, start: Start) -> None:
@@ -236,6 +263,27 @@ def test_an_engine_that_answers_nothing_right_any_more_ends_and_says_why(batcher
     assert instance.join(PATIENCE_S)
     assert engine.closed.is_set()
     assert "golden" in (instance.failure or "")
+
+
+def test_a_proof_that_hangs_can_be_seen(batcher: Batcher, start: Start) -> None:
+    proving, go_on = threading.Event(), threading.Event()
+
+    def prove(engine: Engine) -> None:
+        proving.set()
+        assert go_on.wait(PATIENCE_S)
+
+    instance = start(FakeEngine(poison(1)), prove=prove)
+    for _ in range(3):
+        submit(batcher, 1).error()
+    assert proving.wait(PATIENCE_S)
+    seen = instance.busy
+    go_on.set()
+    assert seen is not None
+    assert seen.rows == 8
+    assert classes_of(submit(batcher, 2).inference()) == [2]
+    instance.stop()
+    assert instance.join(PATIENCE_S)
+    assert instance.busy is None
 
 
 def test_an_engine_that_still_proves_itself_outlives_bad_rows(batcher: Batcher, start: Start) -> None:
@@ -324,6 +372,118 @@ def test_rows_gathered_ahead_are_settled_when_the_engine_dies(batcher: Batcher, 
         second.inference()
     assert second.released.wait(PATIENCE_S)
     assert second.releases == 1
+
+
+class NoRoom(FakeEngine):
+    """Has no memory for rows, after so many batches."""
+
+    def __init__(self, device: str, batches: int = 0) -> None:
+        super().__init__(device=device)
+        self.left = batches
+
+    def empty_rows(self, n: int) -> Rows:
+        if not self.left:
+            raise MemoryError("no memory")
+        self.left -= 1
+        return super().empty_rows(n)
+
+
+@pytest.mark.parametrize(("device", "batches"), [("cpu", 0), ("cuda:0", 0), ("cuda:0", 1)])
+def test_rows_that_cannot_be_gathered_are_settled_and_the_instance_ends(
+    batcher: Batcher, start: Start, device: str, batches: int
+) -> None:
+    engine = NoRoom(device, batches)
+    instance = start(engine)
+    for mark in range(batches):  # an engine on a device has two buffers
+        assert classes_of(submit(batcher, mark).inference()) == [mark]
+    lost = submit(batcher, 9)
+    assert isinstance(lost.error(), EngineError)
+    assert lost.released.wait(PATIENCE_S)
+    assert instance.join(PATIENCE_S)
+    assert "MemoryError: no memory" in (instance.failure or "")
+    assert engine.closed.is_set()
+    instance.abandon(EngineError("it ended"))
+    start(FakeEngine())
+    assert classes_of(submit(batcher, 3).inference()) == [3]
+    assert (len(lost.outcomes), lost.releases) == (1, 1)
+
+
+def test_rows_that_cannot_be_staged_are_settled_too(batcher: Batcher, start: Start) -> None:
+    class Stages(FakeEngine):
+        def stage(self, rows: Rows) -> None:
+            raise RuntimeError("a fault of a library")
+
+    instance = start(Stages(device="cuda:0"))
+    lost = submit(batcher, 1)
+    assert isinstance(lost.error(), EngineError)
+    assert lost.released.wait(PATIENCE_S)
+    assert instance.join(PATIENCE_S)
+    assert "a fault of a library" in (instance.failure or "")
+
+
+def test_rows_gathered_ahead_are_settled_when_the_engine_hangs_and_freed_when_it_returns(
+    batcher: Batcher, start: Start
+) -> None:
+    gate, staging = Gate(), Gate()
+
+    class Stages(FakeEngine):
+        def stage(self, rows: Rows) -> None:
+            staging([])
+
+    instance = start(Stages(gate, device="cuda:0"), useful=1)
+    staging.let_one_pass()
+    staging.let_one_pass()
+    running, ahead = submit(batcher, 1), submit(batcher, 2)
+    gate.wait_entered()
+    for _ in range(2):
+        staging.wait_entered()
+    instance.abandon(EngineError("it hangs"))
+    assert [str(each.error()) for each in (running, ahead)] == ["it hangs", "it hangs"]
+    later = submit(batcher, 3)
+    start(FakeEngine())
+    assert classes_of(later.inference()) == [3]
+    assert (running.releases, ahead.releases) == (0, 0)
+    gate.open()
+    staging.open()
+    assert instance.join(PATIENCE_S)
+    assert [(len(each.outcomes), each.releases) for each in (running, ahead)] == [(1, 1), (1, 1)]
+
+
+def test_rows_whose_staging_hangs_are_settled_too(batcher: Batcher, start: Start) -> None:
+    staging = Gate()
+
+    class Stages(FakeEngine):
+        def stage(self, rows: Rows) -> None:
+            staging([])
+
+    instance = start(Stages(device="cuda:0"))
+    stuck = submit(batcher, 1)
+    staging.wait_entered()
+    instance.abandon(EngineError("it hangs"))
+    assert str(stuck.error()) == "it hangs"
+    staging.open()
+    assert instance.join(PATIENCE_S)
+    assert (len(stuck.outcomes), stuck.releases) == (1, 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_rows_that_are_taken_at_the_moment_an_instance_is_given_up_are_not_lost(device: str) -> None:
+    class Hurried(Batcher):
+        def take(self, *args: Any, **kwargs: Any) -> list[Slice] | None:
+            slices = super().take(*args, **kwargs)
+            if slices is not None:
+                instance.abandon(EngineError("it hangs"))
+            return slices
+
+    batcher = Hurried(max_rows=1000, deliver=deliver_here, predict_s=lambda rows: 0.0)
+    engine = FakeEngine(device=device)
+    instance = Instance("model", engine, batcher, CostModel(flat_curve()), SilentObserver(), prove=lambda engine: None)
+    instance.start()
+    listener = submit(batcher, 1)
+    assert isinstance(listener.error(), EngineError)
+    assert instance.join(PATIENCE_S)
+    assert engine.batches == []
+    assert (len(listener.outcomes), listener.releases) == (1, 1)
 
 
 def test_gathered_rows_are_a_copy_so_that_shared_memory_is_free_at_once(batcher: Batcher, start: Start) -> None:

@@ -31,6 +31,8 @@ class House:
         self.engines = list(engines)
         self.changes = 0
         self.builds = 0
+        self.no_threads = 0  # so many times there is none to be had
+        self.prove: Callable[[Engine], object] = lambda engine: None
         self.instances: list[Instance] = []
         self.keeper = InstanceKeeper(
             "model",
@@ -40,7 +42,7 @@ class House:
             OPTIONS,
             on_change=self.changed,
             clock=self.clock,
-            spawn=lambda work, name: work(),
+            spawn=self.spawn,
         )
 
     def build(self) -> Instance:
@@ -49,10 +51,22 @@ class House:
         if isinstance(engine, Exception):
             raise engine
         instance = Instance(
-            "model", engine, self.batcher, self.cost, SilentObserver(), prove=lambda engine: None, clock=self.clock
+            "model",
+            engine,
+            self.batcher,
+            self.cost,
+            SilentObserver(),
+            prove=lambda suspect: self.prove(suspect),
+            clock=self.clock,
         )
         self.instances.append(instance)
         return instance
+
+    def spawn(self, work: Callable[[], None], name: str) -> None:
+        if self.no_threads:
+            self.no_threads -= 1
+            raise RuntimeError("can't start new thread")
+        work()
 
     def changed(self) -> None:
         self.changes += 1
@@ -143,6 +157,41 @@ def test_an_engine_whose_thread_died_is_rebuilt(open_house: OpenHouse) -> None:
     house.pass_time(0.1)
     assert "SystemExit" in (house.keeper.reason or "")
     house.pass_time(1.1)
+    assert house.keeper.reason is None
+    assert classes_of(house.submit(3).inference()) == [3]
+
+
+def test_a_proof_that_hangs_is_noticed(open_house: OpenHouse, gates: list[Gate]) -> None:
+    def fail(marks: list[int]) -> None:
+        raise EngineError("a device in a bad state")
+
+    house = open_house(FakeEngine(fail), FakeEngine())
+    house.prove = lambda engine: gates[0]([])
+    for _ in range(3):
+        house.submit(1).error()
+    gates[0].wait_entered()
+    house.pass_time(4.9)
+    assert house.keeper.reason is None
+    house.pass_time(0.2)
+    assert "running for 5.1 s" in (house.keeper.reason or "")
+    house.pass_time(1.1)
+    assert house.keeper.reason is None
+    assert classes_of(house.submit(2).inference()) == [2]
+
+
+def test_a_rebuild_for_which_there_is_no_thread_is_tried_again(open_house: OpenHouse) -> None:
+    house = open_house(FakeEngine(die), FakeEngine())
+    house.no_threads = 2
+    house.submit(1).error()
+    assert house.instances[0].join(PATIENCE_S)
+    house.keeper.check()
+    seen = []
+    for pause_s in (1.0, 2.0, 3.9):
+        house.pass_time(pause_s)
+        seen.append(house.keeper.reason)
+    assert ["can't start new thread" in (reason or "") for reason in seen] == [True] * 3
+    assert house.builds == 1
+    house.pass_time(0.1)
     assert house.keeper.reason is None
     assert classes_of(house.submit(3).inference()) == [3]
 

@@ -73,8 +73,12 @@ def load_models(
     """Load every package of the repository; returns when each is ready or failed, and `watch`, if any, has begun."""
     if watch is not None:
         watch.note()
-    with contextlib.suppress(PackageError):  # the registry says what is wrong
+    try:
         metrics.expect_models(_packaged_models(root))
+    except PackageError:
+        pass  # the registry says what is wrong
+    except Exception:
+        _log.exception("the metrics cannot be told of the models")  # which is no reason to serve none
     try:
         registry.load_all()
     except PackageError as error:

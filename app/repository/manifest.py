@@ -19,6 +19,9 @@ SCHEMA_VERSION: Literal[1] = 1
 Precision = Literal["fp32", "fp16", "bf16"]
 Positive = Annotated[int, Field(gt=0)]
 
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+"""What a model may be called."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +79,7 @@ class Manifest(_Record):
     """`model.json`, schema version 1."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+    name: str = Field(pattern=NAME)
     version: Positive
     task: Literal["image", "video"]
     variant: str
@@ -124,11 +127,14 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
-        PackageError: unreadable, of another schema version, or with a missing or wrong field, which the message names.
+        PackageError: unreadable, with text that UTF-8 cannot hold, of another schema version, or with a missing or
+            wrong field, which the message names.
     """
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # "\ud800", half a character, is JSON; as a key or a value it could never be written into an answer.
+        json.dumps(document, ensure_ascii=False).encode()
+    except (OSError, ValueError, RecursionError) as error:  # besides syntax: 4,300 digits, a thousand brackets
         raise PackageError(f"{path}: cannot be read as JSON ({error})") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:

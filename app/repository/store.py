@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import PackageError
-from app.repository.manifest import Manifest, read_manifest
+from app.repository.manifest import NAME, Manifest, read_manifest
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "model.json"
 GRAPH = "model.onnx"
 GOLDEN = "golden.npz"
 LABELS = "labels.txt"
+
+_NAME = re.compile(NAME)
+_VERSION = re.compile(r"[1-9][0-9]*")  # 01 would be a second 1; Triton passes over it, too
+_passed_over: set[Path] = set()  # what the log was told of
 
 
 @dataclass(frozen=True)
@@ -51,26 +60,48 @@ class Package:
 
 
 def discover(root: Path) -> list[PackagePath]:
-    """Every version folder below `root`, by name and then by version. Numbers make versions; other folders are ignored.
+    """Every version folder below `root`, by name and then by version. Numbers make versions; other folders are ignored,
+    and so are, with a warning in the log, those of a model whose folder has a name that no model may have.
 
     Raises:
         PackageError: `root` is not a folder, or cannot be read.
     """
-    if not root.is_dir():
-        raise PackageError(
-            f"{root}: no such folder; set HIERA_MODEL_REPOSITORY, or make a package with hiera-export build"
-        )
     try:
+        if not root.is_dir():
+            raise PackageError(
+                f"{root}: no such folder; set HIERA_MODEL_REPOSITORY, or make a package with hiera-export build"
+            )
         found = [
             PackagePath(model.name, int(version.name), version)
             for model in root.iterdir()
             if not model.name.startswith(".")
-            for version in _folders(model)
-            if version.name.isascii() and version.name.isdigit() and int(version.name) > 0
+            for version in _versions(model)
         ]
     except OSError as error:
         raise PackageError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return sorted(found, key=lambda package: (package.name, package.version))
+
+
+def removed(root: Path, name: str) -> bool:
+    """Whether `root` has nothing of that name any more. A folder that is empty, or cannot be read, is still there."""
+    try:
+        os.lstat(root / name)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # who cannot look does not know
+    return False
+
+
+def _versions(model: Path) -> list[Path]:
+    versions = [folder for folder in _folders(model) if _VERSION.fullmatch(folder.name)]
+    if not versions or _NAME.fullmatch(model.name):
+        return versions
+    if model not in _passed_over:  # a watch comes by every few seconds
+        _passed_over.add(model)
+        # The name may not even be text (b"\xff"), which no answer and no metric could hold.
+        logger.warning("%a is passed over: no model may have that name", str(model))
+    return []
 
 
 def _folders(parent: Path) -> list[Path]:

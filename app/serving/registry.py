@@ -103,13 +103,14 @@ class ModelRegistry(ModelCatalog):
         began = time.monotonic()
         with self._changing:
             path = self._find(name, version)
+            found = fingerprint(path)  # not under the lock: every request needs that, and a file system can hang
             with self._lock:
                 self._judged, self._trouble = True, None
                 entry = self._entries.setdefault(name, Entry(path.version))
                 before = entry.version if entry.deployment is not None else None
                 if entry.answers and entry.deployment is not None:
                     served = entry.deployment.package
-                    if (served.manifest.version, served.fingerprint) == (path.version, fingerprint(path)):
+                    if (served.manifest.version, served.fingerprint) == (path.version, found):
                         entry.reason = None
                         return Change(name, "unchanged", path.version)
             try:

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from app.errors import ChangeRefused, HieraError, PackageError
-from app.repository.store import PackagePath, discover, fingerprint
+from app.repository.store import PackagePath, discover, fingerprint, removed
 from app.serving.changes import Action, Change, Order, Pending, Report, Standing, VersionOnDisk
 from app.serving.registry import ModelRegistry
 from app.serving.status import ModelStatus
@@ -89,13 +90,18 @@ class Rollout:
             )
         changes = []
         for standing in standings:
+            served = standing.version if standing.state == "ready" else None
             if standing.pending is None:
+                if not standing.on_disk:
+                    _log.warning(
+                        "no change: %s", _UNSEEN, extra={"fields": _fields(replace(order, name=standing.name))}
+                    )
+                    changes.append(Change(standing.name, "refused", served, reason=_UNSEEN))
                 continue
             action: Action = "unload" if standing.pending == "unload" else "load"
             try:
                 changes.append(self._change(Order(action, order.by, standing.name, request_id=order.request_id)))
             except ChangeRefused as error:
-                served = standing.version if standing.state == "ready" else None
                 changes.append(Change(standing.name, "refused", served, reason=str(error)))
         return changes
 
@@ -108,13 +114,20 @@ class Rollout:
         on_disk: dict[str, list[PackagePath]] = {}
         for path in found:
             on_disk.setdefault(path.name, []).append(path)
-        return tuple(_standing(name, known.get(name), on_disk.get(name, [])) for name in sorted({*known, *on_disk}))
+        return tuple(
+            _standing(name, known.get(name), on_disk.get(name, []), removed(self._root, name))
+            for name in sorted({*known, *on_disk})
+        )
 
 
+_UNSEEN = (
+    "no version can be seen in the model's folder, as if it were not mounted, or not for this user; "
+    "unload the model if that is meant"
+)
 _WORDS = {"swapped": "is swapped", "loaded": "is loaded", "unloaded": "is unloaded", "unchanged": "serves already"}
 
 
-def _standing(name: str, status: ModelStatus | None, paths: list[PackagePath]) -> Standing:
+def _standing(name: str, status: ModelStatus | None, paths: list[PackagePath], gone: bool) -> Standing:
     served = (status.version, status.fingerprint) if status is not None and status.state == "ready" else None
     versions = tuple(VersionOnDisk(path.version, fingerprint(path), False) for path in paths)
     versions = tuple(
@@ -122,7 +135,7 @@ def _standing(name: str, status: ModelStatus | None, paths: list[PackagePath]) -
     )
     pending: Pending | None = None
     if not versions:
-        pending = "unload"
+        pending = "unload" if gone else None
     elif not versions[-1].serves:
         pending = "load" if served is None else "swap"
     return Standing(

@@ -65,9 +65,10 @@ class ModelTable:
     def _record(self, status: ModelStatus, models: dict[int, LoadedModel]) -> ModelRecord:
         """The wire's view of a package; the model that answers is added to `models`, retained."""
         task = status.manifest.task if status.manifest is not None else "image"
-        model, refusal = status.model, None
+        version, manifest, model, refusal = status.version, status.manifest, status.model, None
         try:
             model = self._registry.get(task, status.name)
+            version, manifest = model.version, model.manifest  # it may have been swapped since `status` was taken
         except HieraError as error:
             refusal = encode_error(error)
         key = next((key for key, known in self.models.items() if known is model), None)
@@ -82,10 +83,10 @@ class ModelTable:
             loaded = LoadedRecord(key, model.labels, model.engine, model.choice, model.curve, model.instances)
         return ModelRecord(
             name=status.name,
-            version=status.version,
+            version=version,
             state=status.state,
             reason=status.reason,
-            manifest=status.manifest,
+            manifest=manifest,
             default=status.default,
             loaded=loaded,
             refusal=refusal,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import HieraError, PackageError
-from app.repository.store import MANIFEST, PackagePath, discover
+from app.repository.store import MANIFEST, PackagePath, discover, removed
 from app.serving.changes import Action, Order
 from app.serving.registry import ModelRegistry
 from app.serving.rollout import Rollout
@@ -45,8 +45,8 @@ class RepositoryWatch:
     """Looks at the repository every `interval_s` seconds, from `start` on, and has `rollout` act.
 
     Two things it leaves alone: a model that an admin call has put back to an older version, or unloaded, stays so until
-    its highest version on disk changes; and nothing is unloaded because the whole repository is empty or cannot be
-    read, for so does a volume look that is not mounted.
+    its highest version on disk changes; and nothing is unloaded because the whole repository, or the model's folder,
+    is empty or cannot be read, for so does a volume look that is not mounted.
     """
 
     def __init__(self, registry: ModelRegistry, rollout: Rollout, root: Path, interval_s: float) -> None:
@@ -89,8 +89,14 @@ class RepositoryWatch:
                 "models can be unloaded one by one with an admin call"
             )
             return
-        self._complaint = None
-        missing = served - names
+        missing = {name for name in served - names if removed(self._root, name)}
+        if unseen := sorted(served - names - missing):
+            self._complain(
+                f"no version can be seen in the folder of {', '.join(unseen)}, as if it were not mounted, or not for "
+                "this user: what serves is left as it is"
+            )
+        else:
+            self._complaint = None
         for name in sorted(missing & self._missing):
             self._known.pop(name, None)
             self._act("unload", name)
@@ -120,18 +126,32 @@ class RepositoryWatch:
             _log.warning("the model repository cannot be followed: %s", trouble)
 
     def _scan(self) -> tuple[dict[str, _Seen], set[str]]:
-        """What is on disk, of the models that have a manifest; and the names of all that have a folder."""
+        """What is on disk, of the models that have a manifest; and the names of all whose versions can be read."""
         serving = {status.name: status.version for status in self._registry.models() if status.state == "ready"}
         versions: dict[str, list[PackagePath]] = {}
         for path in discover(self._root):
             versions.setdefault(path.name, []).append(path)
-        seen = {}
+        seen: dict[str, _Seen] = {}
+        names: set[str] = set()
         for name, paths in versions.items():
-            whole = [path for path in paths if (path.folder / MANIFEST).exists()]
+            try:
+                whole = [path for path in paths if _has_manifest(path)]
+            except OSError:
+                continue  # a version below one that cannot be read is not the highest
+            names.add(name)
             if whole:
                 orphaned = name in serving and serving[name] not in {path.version for path in paths}
                 seen[name] = _Seen(whole[-1].version, tuple(sorted(_stamps(whole[-1].folder))), orphaned)
-        return seen, set(versions)
+        return seen, names
+
+
+def _has_manifest(path: PackagePath) -> bool:
+    """Raises OSError when it cannot be told; `Path.exists` would take that for a no, from Python 3.14 on."""
+    try:
+        (path.folder / MANIFEST).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _stamps(folder: Path) -> Iterator[_Stamp]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import shutil
 import threading
@@ -354,6 +355,49 @@ def test_the_server_stays_ready_while_a_further_model_is_loaded(
     gate.open()
     loading.join(PATIENCE_S)
     assert status_of(registry, "second").state == "ready"
+
+
+def test_a_file_system_that_hangs_stops_no_request_and_no_health_check(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    root = make_package("model")
+    registry = make_registry()
+    registry.load_all()
+    manifest = root / "model" / "2" / "model.json"
+    manifest.parent.mkdir()
+    os.mkfifo(manifest)  # whoever opens it waits for a writer
+    refusals: list[ChangeRefused] = []
+
+    def load() -> None:
+        try:
+            registry.load("model")
+        except ChangeRefused as error:
+            refusals.append(error)
+
+    asked: list[object] = []
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
+    writer = _opened_by_a_reader(manifest)
+    asking = threading.Thread(target=lambda: asked.append((registry.unready_reason(), answer(registry))), daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
+    was_answered = bool(asked)
+    manifest.unlink()
+    os.close(writer)
+    loading.join(PATIENCE_S)
+    assert was_answered
+    assert "version 2 is refused" in str(refusals[0])
+
+
+def _opened_by_a_reader(fifo: Path) -> int:
+    """The writing end of a fifo, as soon as it has a reader, who waits for it to be closed."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: nobody reads it yet
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
 
 def test_an_unloaded_model_is_unavailable_until_it_is_drained_and_unknown_after(

@@ -105,6 +105,26 @@ def test_an_empty_repository_unloads_nothing(
         assert office.rollout.perform(Order("unload", "op", "model")).changes[0].outcome == "unloaded"
 
 
+def test_a_reload_unloads_no_model_whose_folder_is_there_and_empty(
+    make_package: MakePackage, open_office: Callable[[], Office], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_package("model")
+    make_package("other")
+    office = open_office()
+    shutil.rmtree(office.root / "model")
+    (office.root / "model").mkdir()
+    assert office.pending() == {"model": None, "other": None}
+    (change,) = office.rollout.perform(RELOAD).changes
+    assert (change.name, change.outcome, change.version) == ("model", "refused", 1)
+    assert "no version can be seen" in (change.reason or "")
+    assert office.served() == {"model": 1, "other": 1}
+    (record,) = [record for record in caplog.records if record.name == "hiera.admin"]
+    assert record.__dict__["fields"] == {"key": "op", "action": "reload", "model": "model"}
+    (office.root / "model").rmdir()
+    assert office.pending() == {"model": "unload", "other": None}
+    assert office.rollout.perform(RELOAD).changes[0].outcome == "unloaded"
+
+
 def test_the_log_names_who_changed_what(
     make_package: MakePackage, open_office: Callable[[], Office], caplog: pytest.LogCaptureFixture
 ) -> None:

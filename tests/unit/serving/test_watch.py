@@ -196,6 +196,63 @@ def test_an_empty_repository_unloads_nothing_and_says_so_once(
     assert post.served() == {"first": 1, "second": 1}
 
 
+@pytest.mark.parametrize("hidden", ["the folder", "its contents", "a version"])
+def test_a_model_whose_folder_is_empty_or_cannot_be_read_serves_on_and_the_log_says_so_once(
+    make_package: MakePackage,
+    start: Callable[[], Post],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: str,
+) -> None:
+    make_package("other")
+    make_package("model", 1)
+    make_package("model", 2)
+    post = start()
+    caplog.set_level(logging.WARNING, "hiera.admin")
+    folder, aside = post.root / "model", post.root.parent / "aside"
+    if hidden == "its contents":
+        folder.rename(aside)
+        folder.mkdir()
+    elif hidden == "the folder":
+        _refuse(monkeypatch, "iterdir", folder)
+    else:
+        _refuse(monkeypatch, "stat", folder / "2" / "model.json")
+    make_package("new")  # what can be seen is followed all the same
+    assert post.looks(4) == [("load", "new", 1)]
+    assert post.served() == {"model": 2, "new": 1, "other": 1}
+    (record,) = [record for record in caplog.records if "cannot be followed" in record.getMessage()]
+    assert "in the folder of model" in record.getMessage()
+    monkeypatch.undo()
+    if aside.exists():
+        folder.rmdir()
+        aside.rename(folder)
+    assert post.looks(4) == []
+    make_package("model", 3)
+    assert post.looks(2) == [("load", "model", 3)]
+
+
+def test_a_version_that_cannot_be_read_does_not_keep_the_start_from_loading_the_others(
+    make_package: MakePackage, start: Callable[[], Post], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_package("model")
+    _refuse(monkeypatch, "stat", make_package("hidden") / "hidden" / "1" / "model.json")
+    post = start()
+    assert post.served()["model"] == 1
+    assert post.looks(3) == []
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, what: str, hidden: Path) -> None:
+    """Let `Path.what` find that `hidden` is not for this user; permissions do not bind root, who may run the tests."""
+    real = getattr(Path, what)
+
+    def refuse(path: Path, **options: bool) -> object:
+        if path == hidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, what, refuse)
+
+
 def test_what_an_admin_call_chose_stays_until_the_disk_changes(
     make_package: MakePackage, start: Callable[[], Post]
 ) -> None:

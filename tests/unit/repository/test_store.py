@@ -1,0 +1,112 @@
+"""What is taken for a package, and manifests that nobody should have written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.errors import PackageError
+from app.repository.manifest import read_manifest
+from app.repository.store import discover, removed
+
+MakePackage = Callable[..., Path]
+
+
+def found(root: Path) -> list[tuple[str, int]]:
+    return [(path.name, path.version) for path in discover(root)]
+
+
+@pytest.mark.parametrize("name", [b"h\xff", b"two words", b"-x", b"x" * 129, b"line\n"])
+def test_a_folder_whose_name_no_model_may_have_is_passed_over_and_logged_once(
+    make_package: MakePackage, caplog: pytest.LogCaptureFixture, name: bytes
+) -> None:
+    root = make_package("model")
+    shutil.copytree(root / "model", root / os.fsdecode(name))
+    for _ in range(3):
+        assert found(root) == [("model", 1)]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "no model may have that name" in record.getMessage()
+    assert record.getMessage().isascii()
+
+
+def test_a_folder_that_holds_no_version_may_have_any_name(
+    make_package: MakePackage, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_package("model")
+    (root / "lost+found").mkdir()
+    (root / "a file").touch()
+    assert found(root) == [("model", 1)]
+    assert not caplog.records
+
+
+def test_a_version_is_a_number_as_it_is_written(make_package: MakePackage) -> None:
+    root = make_package("model", 1)
+    make_package("model", 10)
+    for name in ("01", "010", "0", "1_0", "+1", " 1", "1.0", "\u0661"):
+        (root / "model" / name).mkdir()
+    assert found(root) == [("model", 1), ("model", 10)]
+
+
+def test_a_repository_that_cannot_be_looked_at_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(PackageError):
+        discover(tmp_path / ("x" * 300))  # longer than a name may be, which is no answer to whether it is a folder
+
+
+def test_a_folder_is_removed_when_nothing_of_its_name_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "elsewhere")
+    assert {name: removed(tmp_path, name) for name in ("empty", "dangling", "gone")} == {
+        "empty": False,
+        "dangling": False,
+        "gone": True,
+    }
+
+    def refuse(path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", refuse)
+        assert not removed(tmp_path, "gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting"),
+        (b"\xff", "codec can't decode"),
+        ('{"schema_version": ' + "1" * 5000 + "}", "digits"),
+        ("[" * 200_000, "recursion"),
+        ('{"x\\ud800": 1}', "surrogates not allowed"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_a_bad_package(tmp_path: Path, text: str | bytes, why: str) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PackageError, match=f"cannot be read as JSON .*{why}"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("place", ["description", "licence", "file"])
+def test_a_manifest_with_half_a_character_is_refused_in_words_that_can_be_sent(
+    make_package: MakePackage, place: str
+) -> None:
+    path = make_package("model") / "model" / "1" / "model.json"
+    manifest = json.loads(path.read_text())
+    if place == "description":
+        manifest["description"] = "x\ud800"
+    elif place == "licence":
+        manifest["weights"]["licence"] = "\udcff"
+    else:
+        manifest["files"]["\udfff"] = "0"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(PackageError) as refusal:
+        read_manifest(path)
+    assert str(refusal.value).encode()
+    assert "surrogates not allowed" in str(refusal.value)

@@ -111,6 +111,8 @@ WORKDIR /srv/hiera
 COPY docker/hiera-export /usr/local/bin/
 COPY app /srv/hiera/app
 COPY export /srv/hiera/export
+# The demo variants' classes.
+COPY training/labels /srv/hiera/training/labels
 USER 10001:10001
 ARG VERSION=0.1.0
 ARG REVISION=unknown

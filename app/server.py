@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -67,6 +68,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         _head_timer: asyncio.TimerHandle | None = None
         _refusal = _NOT_HTTP
         _dropping = False  # the body of a request that is answered already
+        _ends = False  # after the answers that are due
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -79,8 +81,16 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         def data_received(self, data: bytes) -> None:
             self._spoke = True
             self._head_bytes += len(data)
-            super().data_received(data)
-            if self._dropping:
+            self._unset_keepalive_if_required()
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self._refuse(self._refusal)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._is_connect():
+                    self._begin_again_without_upgrade(data[upgrade.args[0] :])
+            if self._dropping or self._is_answered():
                 self._await_more()
             if not self._reading_head:
                 self._stop_head_timer()
@@ -94,12 +104,14 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade() and not self._is_connect():
+                return
             # Reads bring more than the head, so the count is exact only where it could matter.
             if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
                 self._refusal = _TOO_LONG
             elif len(self.connections) > limits.max_connections and not self.url.startswith(b"/health/"):
                 self._refusal = _TOO_MANY
-            if self._refusal is not _NOT_HTTP:
+            if self._refusal is not _NOT_HTTP or not self._names_one_host():
                 raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into send_400_response
             self._reading_head = False
             self._head_bytes = 0
@@ -117,11 +129,36 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade() and not self._is_connect():
+                return
             if self._dropping:
                 self._dropping = False
                 self._await_more()
             else:
                 super().on_message_complete()
+
+        def _begin_again_without_upgrade(self, rest: bytes) -> None:
+            """An upgrade is ignored (RFC 9110, 7.8). The parser has taken the body for another protocol, so it gets the
+            head once more, without what made it think so."""
+            head = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+            version = self.parser.get_http_version().encode()
+            line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+            try:
+                self.parser.feed_data(b"%b%b\r\n%b" % (line, head, rest))
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                self._refuse(self._refusal)
+
+        def _is_connect(self) -> bool:
+            """For the parser these are upgrades too; they have no body, and are answered as what is not allowed."""
+            return bool(self.parser.get_method() == b"CONNECT")
+
+        def _names_one_host(self) -> bool:
+            hosts = sum(name == b"host" for name, _ in self.headers)
+            return hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")  # RFC 9112, 3.2
+
+        def _is_answered(self) -> bool:
+            """The request that is being read has its answer, and what comes is the rest of its body."""
+            return not self._reading_head and self.cycle is not None and self.cycle.response_complete
 
         def _can_refuse(self) -> bool:
             """Nothing else is going on here, and the connection lives on after the answer."""
@@ -154,6 +191,8 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             self._stop_head_timer()
             if self.transport.is_closing():
                 return
+            if self._close_behind_answers():
+                return
             if self._spoke:
                 request_id = os.urandom(16).hex()
                 self.transport.write(_refusal_bytes(refusal, request_id))
@@ -161,6 +200,24 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
                 _access.info("refused before it was a request", extra={"fields": fields})
             self.transport.close()
+
+        def _close_behind_answers(self) -> bool:
+            """A refusal must not overtake the answers to the requests before it (RFC 9112, 9.3.2): the connection is
+            closed behind those. False where there are none."""
+            if self.cycle is None or self.cycle.response_complete:
+                return False
+            if self.cycle.more_body:  # it is the one whose body broke off
+                if not self.pipeline:
+                    return False
+                self.pipeline.popleft()
+            self._ends = True
+            return True
+
+        def on_response_complete(self) -> None:
+            is_last = not self.pipeline
+            super().on_response_complete()
+            if self._ends and is_last:
+                self.transport.close()
 
     return LimitedProtocol
 

@@ -1,8 +1,9 @@
 """What to do with a body that nobody wants: a request refused early has often only begun to send.
 
 Closing a connection with unread bytes resets it, and the reset can overtake the answer on its way (RFC 9112, 9.6);
-reading on for ever is what a flood wants. So a small body is read to its end and the connection kept; a large one is
-answered with `Connection: close`, and reading goes on for a bounded time and amount, so that the sender sees it.
+reading on for ever is what a flood wants. So everybody is answered at once. Where the body is small the connection is
+kept, and the protocol drops what still comes of it; where it is large or too slow the answer says `Connection: close`,
+and reading goes on for a bounded time and amount, so that the sender sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ class UnreadBounds:
     """How much of an unwanted body is read. Above `keep_alive_bytes` the connection is closed after the answer."""
 
     keep_alive_bytes: int = 1024 * 1024
-    keep_alive_s: float = 0.5
     linger_bytes: int = 64 * 1024 * 1024
     linger_s: float = 2.0
 
@@ -31,7 +31,7 @@ class FinishUnreadBodies:
         self._bounds = bounds or UnreadBounds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         body = _Unread(receive)
@@ -42,9 +42,9 @@ class FinishUnreadBodies:
             nonlocal closing, lingering
             if message["type"] == "http.response.start" and body.has_more:
                 length, waits = _announced(scope)
-                if not waits and length is not None and length <= bounds.keep_alive_bytes:
-                    await body.discard(bounds.keep_alive_bytes, bounds.keep_alive_s)
-                if body.has_more:
+                small = length is not None and length <= bounds.keep_alive_bytes
+                # Whoever waits for permission sends no body now; one that was too slow is waited for no longer.
+                if waits or not small or message["status"] == 408:
                     closing, lingering = True, not waits
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             elif closing and lingering and not message.get("more_body", False):

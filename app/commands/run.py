@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -58,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         reason = error.strerror or error
-        _log.error("cannot listen on %s port %d: %s; set HIERA_PORT or --port", settings.host, settings.port, reason)
+        setting = "PORT or --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST or --host"
+        _log.error("cannot listen on %s port %d: %s; set HIERA_%s", settings.host, settings.port, reason, setting)
         return 1
     status = _serve_alone(app, settings, listener) if app is not None else _serve_with_workers(settings, listener)
     _log.info("stopped")
@@ -67,8 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
-    """Until the server handles signals itself there is nothing to drain."""
-    sys.exit(0)
+    """Until the server handles signals itself there is nothing to drain. An exception would come up wherever the main
+    thread is just then: within an import it is lost, and where uvloop starts its loop it ends the process with 1."""
+    os._exit(0)
 
 
 def _serve_alone(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
@@ -107,7 +110,7 @@ def _say_where_to_look(settings: Settings, listener: socket.socket) -> None:
     }
     _log.info("listening", extra={"fields": fields})
     _log.info("try: curl -F file=@photo.jpg %s/classify/image", url)
-    if not settings.api_keys.get_secret_value() and settings.api_keys_file is None:
+    if not settings.api_key_entries and settings.api_keys_file is None:
         _log.info("no API keys are set: whoever reaches %s port %d may classify", settings.host, port)
 
 

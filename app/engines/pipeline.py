@@ -82,6 +82,9 @@ class Pipeline:
     def stage(self, rows: Rows) -> None:
         """Begin to upload `rows`; see `StagingEngine.stage`."""
         with self._lock:
+            forgotten = self._staged.pop(_key(rows), None)  # of a batch that was never run, and whose rows are gone
+            if forgotten is not None:
+                self._free.append(forgotten)
             if len(self._free) <= 1:  # kept for `run`
                 return
             slot = self._free.pop()
@@ -94,9 +97,6 @@ class Pipeline:
                 self._free.append(slot)
             return
         with self._lock:
-            forgotten = self._staged.pop(_key(rows), None)  # of a batch that was never run
-            if forgotten is not None:
-                self._free.append(forgotten)
             self._staged[_key(rows)] = slot
 
     def run(self, rows: Rows, enqueue: Callable[[int], None], *, record: bool) -> Probabilities:

@@ -61,6 +61,13 @@ def test_the_gpu_deployment_fits_the_schema_and_asks_for_a_gpu() -> None:
     assert {"HIERA_ENGINE_DEVICE", "HIERA_API_KEYS"} <= {variable["name"] for variable in server["env"]}
 
 
+def test_the_gpu_deployment_has_the_image_for_gpus_whatever_the_base_makes_of_its_own() -> None:
+    (base,), (gpu,) = (load(folder / "kustomization.yaml")["images"] for folder in (BASE, GPU))
+    # kustomize renames the base's image first: an entry of the same name here would find nothing after that.
+    assert server_of(load(GPU / "deployment.yaml"))["image"] == gpu["name"] != base["name"]
+    assert (gpu["newName"], gpu["newTag"]) == (base["name"], f"{base['newTag']}-gpu")
+
+
 @pytest.mark.parametrize("folder", [BASE, GPU], ids=lambda folder: folder.name)
 def test_every_variable_is_a_setting_of_the_server(folder: Path) -> None:
     known = {variable_of(name) for name in Settings.model_fields}

@@ -34,6 +34,14 @@ def test_it_lists_the_variants() -> None:
     print(f"\n   {IMAGE}: {inspect(IMAGE)['Size'] / 1e6:.0f} MB; {len(listed.splitlines())} lines")
 
 
+def test_it_builds_a_demo_variant_whose_labels_come_with_it(repository: Path) -> None:
+    options = ("--random-weights", "0", "--name", "again", "--max-batch", "1")
+    compose("--profile", "export", "run", "--rm", "export", "build", "hiera_demo_objects", *options)
+    labels = "labels.txt"
+    made = (repository / "again" / labels).read_text(encoding="utf-8")
+    assert made == (ROOT / "model_repo" / "hiera_demo_objects" / labels).read_text(encoding="utf-8")
+
+
 def test_what_it_builds_is_served(repository: Path) -> None:
     said = compose("--profile", "export", "run", "--rm", "export", "build", MADE, "--random-weights", "0")
     print("\n   " + "\n   ".join(said.splitlines()[-3:]))

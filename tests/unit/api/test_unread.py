@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.unread import FinishUnreadBodies, UnreadBounds
 
-BOUNDS = UnreadBounds(keep_alive_bytes=100, keep_alive_s=0.2, linger_bytes=1000, linger_s=0.2)
+BOUNDS = UnreadBounds(keep_alive_bytes=100, linger_bytes=1000, linger_s=0.2)
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,9 +35,9 @@ def test_a_body_that_was_read_changes_nothing() -> None:
     assert channel.body == b"yes"
 
 
-def test_a_small_refused_body_is_read_so_that_the_connection_can_stay() -> None:
+def test_a_small_refused_body_is_left_to_the_protocol_and_the_connection_stays() -> None:
     channel = answer(refuse, Channel([b"a" * 50, b"b" * 50], {"content-length": "100"}))
-    assert channel.taken == 2
+    assert channel.taken == 0
     assert b"connection" not in channel.headers
 
 
@@ -54,8 +54,12 @@ def test_a_body_without_a_length_counts_as_large() -> None:
     assert channel.headers[b"connection"] == b"close"
 
 
-def test_a_sender_that_dawdles_is_not_waited_for_long() -> None:
-    channel = answer(refuse, Channel([b"x"], {"content-length": "50"}, end=False))
+def test_a_sender_that_was_too_slow_is_told_to_hang_up() -> None:
+    async def too_slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await Response(b"no", 408)(scope, receive, send)
+
+    channel = answer(too_slow, Channel([b"x"], {"content-length": "50"}, end=False))
     assert channel.headers[b"connection"] == b"close"
     assert channel.body == b"no"
 
@@ -70,3 +74,8 @@ def test_a_request_without_a_body_is_no_concern() -> None:
     channel = answer(refuse, Channel([b""], method="GET"))
     assert channel.taken == 0
     assert b"connection" not in channel.headers
+
+
+def test_a_large_body_of_a_get_is_as_unwanted() -> None:
+    channel = answer(refuse, Channel([b"x" * 400] * 10, {"content-length": "4000"}, method="GET"))
+    assert channel.headers[b"connection"] == b"close"

@@ -141,6 +141,15 @@ def test_batches_that_were_staged_and_never_run_take_no_place_for_good(pipeline:
     assert device.log.count("upload") == 6  # it was staged, and not copied again
 
 
+def test_rows_staged_again_where_there_is_no_room_are_not_mistaken_for_those_before(pipeline: Pipeline) -> None:
+    rows, others = draw(4, 1), draw(4, 2)
+    pipeline.stage(rows)
+    pipeline.stage(others)
+    rows[:] = draw(4, 3)
+    pipeline.stage(rows)
+    np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=False), expected(rows))
+
+
 def test_however_much_is_staged_a_batch_still_finds_a_place(pipeline: Pipeline) -> None:
     staged = [draw(2, seed) for seed in range(5)]
     for rows in staged:

@@ -1,6 +1,7 @@
 """TensorRT: runs a plan that `hiera-export tensorrt` built for this very GPU and release.
 
-Bindings are set once; each batch size becomes a CUDA graph at its second run.
+Each batch size has an execution context of its own, whose shape and bindings are set once: a CUDA graph that was
+recorded of a context does not outlive a change of its shape. The contexts run one after the other, and so share memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PROBABILITIES = "probabilities"
 
 
 class TensorRtEngine:
-    """A plan, its execution context and its way through the device; a `StagingEngine`.
+    """A plan, its execution contexts and its way through the device; a `StagingEngine`.
 
     Args:
         plan: the file; `record` is of it, as `app.engines.plans.find_plan` proved.
@@ -53,15 +54,18 @@ class TensorRtEngine:
         if self._engine is None:
             raise PackageError(f"{plan}: TensorRT cannot read it ({first_error(self._lines)})")
         self._check(trt, plan)
-        self._pipeline = Pipeline(device, row_shape, classes, batch_ladder(self.max_batch))
+        sizes = batch_ladder(self.max_batch)
+        self._device = device
+        self._memory = 0
+        self._contexts: dict[int, Any] = {}
+        self._pipeline = Pipeline(device, row_shape, classes, sizes)
         try:
-            self._context = self._make_context(trt, record.key.flavour)
-            if self._context is None:
-                raise EngineOutOfMemory(f"{device.name} has no room for the plan ({first_error(self._lines)})")
-            self._bind(ROWS, self._pipeline.input)
-            self._bind(PROBABILITIES, self._pipeline.output)
+            self._memory_nbytes = max(int(self._engine.device_memory_size_v2), 1)
+            self._memory = device.allocate(self._memory_nbytes)
+            for size in sizes:
+                self._contexts[size] = self._make_context(trt, record.key.flavour, size)
         except BaseException:
-            self._pipeline.close()
+            self._give_back()
             raise
         self.info = EngineInfo(
             "tensorrt",
@@ -86,34 +90,46 @@ class TensorRtEngine:
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        # What was recorded first, then the context, then what both refer to.
-        self._pipeline.close()
-        del self._context
+        self._give_back()
         del self._engine
         del self._runtime
 
-    def _make_context(self, trt: Any, flavour: str) -> Any:
-        if flavour != "tensorrt_rtx":
-            return self._engine.create_execution_context()
-        # It compiles on the machine where it runs, and by default runs a size on makeshift kernels until its own are
-        # ready; the graph that is recorded at the first run would keep those for good.
-        runtime_config = self._engine.create_runtime_config()
-        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
-        return self._engine.create_execution_context(runtime_config)
+    def _give_back(self) -> None:
+        # What was recorded first, then the contexts, then what they refer to.
+        self._pipeline.close()
+        self._contexts.clear()
+        if self._memory:
+            self._device.free(self._memory)
+            self._memory = 0
+
+    def _make_context(self, trt: Any, flavour: str, size: int) -> Any:
+        """A context for batches of `size`, ready to be queued."""
+        strategy: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if flavour == "tensorrt_rtx":
+            # It compiles on the machine where it runs, and by default runs a size on makeshift kernels until its own
+            # are ready; the graph that is recorded at the first run would keep those for good.
+            runtime_config = self._engine.create_runtime_config()
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+            runtime_config.set_execution_context_allocation_strategy(strategy)
+            strategy = runtime_config
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise EngineOutOfMemory(f"{self._device.name} has no room for the plan ({first_error(self._lines)})")
+        context.set_device_memory(self._memory, self._memory_nbytes)
+        for name, address in ((ROWS, self._pipeline.input), (PROBABILITIES, self._pipeline.output)):
+            if not context.set_tensor_address(name, address):
+                raise EngineError(f"TensorRT does not take the address of {name} ({first_error(self._lines)})")
+        if not context.set_input_shape(ROWS, (size, *self.row_shape)):
+            raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
+        return context
 
     def _enqueue(self, size: int) -> None:
-        if not self._context.set_input_shape(ROWS, (size, *self.row_shape)):
-            raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
-        if not self._context.execute_async_v3(self._pipeline.stream):
+        if not self._contexts[size].execute_async_v3(self._pipeline.stream):
             said = first_error(self._lines)
             if "out of memory" in said.lower():
                 raise EngineOutOfMemory(f"TensorRT has no memory for {size} rows ({said})")
             raise EngineError(f"TensorRT failed on {size} rows ({said})")
-
-    def _bind(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise EngineError(f"TensorRT does not take the address of {name} ({first_error(self._lines)})")
 
     def _check(self, trt: Any, plan: Path) -> None:
         """Raises PackageError unless the plan takes uint8 rows of this shape and gives float32 probabilities alone."""

@@ -52,6 +52,11 @@ class Runtime:
             return None
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
 class CudaEngine:
     def __init__(self, session: ort.InferenceSession, logger: ILogger) -> None:
         self.session = session
@@ -59,6 +64,7 @@ class CudaEngine:
         # As `hiera-export tensorrt` leaves them: the rows and the probabilities alone.
         self._tensors = {each.name: each for each in (session.get_inputs()[0], session.get_outputs()[0])}
         self.num_io_tensors = len(self._tensors)
+        self.device_memory_size_v2 = 4096
 
     def get_tensor_name(self, index: int) -> str:
         return str(list(self._tensors)[index])
@@ -72,8 +78,10 @@ class CudaEngine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
 
-    def create_execution_context(self, runtime_config: RuntimeConfig | None = None) -> ExecutionContext:
-        return ExecutionContext(self, runtime_config)
+    def create_execution_context(
+        self, how: RuntimeConfig | ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> ExecutionContext:
+        return ExecutionContext(self, how)
 
     def create_engine_inspector(self) -> Any:
         class Inspector:
@@ -91,17 +99,28 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
 class RuntimeConfig:
     def __init__(self) -> None:
         self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
 
 
 class ExecutionContext:
     LARGEST = 8  # of the profile
 
-    def __init__(self, engine: CudaEngine, runtime_config: RuntimeConfig | None) -> None:
+    def __init__(self, engine: CudaEngine, how: RuntimeConfig | ExecutionContextAllocationStrategy) -> None:
         self._engine = engine
-        self.runtime_config = runtime_config
+        self.runtime_config = how if isinstance(how, RuntimeConfig) else None
+        self.strategy = how.strategy if isinstance(how, RuntimeConfig) else how
+        self.memory = 0
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
         self.fails_with = ""
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert self.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        assert size >= self._engine.device_memory_size_v2
+        self.memory = memory
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -111,6 +130,7 @@ class ExecutionContext:
         if shape[0] > self.LARGEST:
             self._engine.logger.log(Severity.ERROR, f"batch {shape[0]} is outside of the profile")
             return False
+        assert self._shape in ((), shape), "what was recorded of this context is undefined from now on"
         self._shape = shape
         return True
 
@@ -118,6 +138,7 @@ class ExecutionContext:
         if self.fails_with:
             self._engine.logger.log(Severity.ERROR, self.fails_with)
             return False
+        assert self.memory, "no device memory was set"
         nbytes = int(np.prod(self._shape))
         memory = (ctypes.c_uint8 * nbytes).from_address(self._addresses["rows"])
         rows = np.ctypeslib.as_array(memory).reshape(self._shape)

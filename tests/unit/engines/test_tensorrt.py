@@ -86,8 +86,8 @@ def test_tensorrt_rtx_compiles_for_each_size_before_its_graph_is_recorded(make_g
     engine = TensorRtEngine(
         plan, record, tensorrt_double, row_shape=ROW, classes=5, max_batch=8, device=HostDevice(architecture="sm_89")
     )
-    config = engine._context.runtime_config
-    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    for context in engine._contexts.values():
+        assert context.runtime_config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     assert engine.run(draw(2)).shape == (2, 5)
 
 
@@ -203,16 +203,31 @@ def test_a_plan_for_other_rows_or_classes_is_refused_before_anything_is_allocate
 
 def test_a_batch_that_tensorrt_refuses_or_fails_is_an_engine_error(make_graph: MakeGraph) -> None:
     graph = make_graph()
-    write_plan(graph, batches=(1, 16))
+    write_plan(graph)
     engine = build(graph)
-    with pytest.raises(EngineError, match="outside of the profile"):
-        engine.run(draw(16))
-    engine._context.fails_with = "Cuda Runtime (an illegal memory access)"
+    engine._contexts[2].fails_with = "Cuda Runtime (an illegal memory access)"
     with pytest.raises(EngineError, match="illegal memory access"):
         engine.run(draw(2))
-    engine._context.fails_with = "Cuda Runtime (out of memory)"
+    engine._contexts[2].fails_with = "Cuda Runtime (out of memory)"
     with pytest.raises(EngineOutOfMemory):
         engine.run(draw(2))
+
+
+def test_a_plan_that_takes_no_batch_of_a_size_is_not_begun_with(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph, batches=(1, 16))
+    device = HostDevice()
+    with pytest.raises(EngineError, match=r"takes no batch of 16 rows.*outside of the profile"):
+        build(graph, device)
+    assert not device.held
+
+
+def test_each_size_has_a_context_of_its_own_and_all_share_one_memory(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    engine = build(graph)
+    assert len({id(context) for context in engine._contexts.values()}) == 4
+    assert len({context.memory for context in engine._contexts.values()}) == 1
 
 
 def test_a_device_without_room_for_the_batches_is_named_as_that(make_graph: MakeGraph) -> None:

@@ -18,7 +18,8 @@ import export.tensorrt_plan
 CLASSES = {
     "self._runtime": "Runtime",
     "self._engine": "ICudaEngine",
-    "self._context": "IExecutionContext",
+    "context": "IExecutionContext",
+    "self._contexts[size]": "IExecutionContext",
     "runtime_config": "IRuntimeConfig",
     "inspector": "EngineInspector",
     "builder": "Builder",
@@ -38,6 +39,7 @@ CLASSES = {
     "trt.LayerType": "LayerType",
     "trt.DataType": "DataType",
     "trt.DynamicShapesKernelSpecializationStrategy": "DynamicShapesKernelSpecializationStrategy",
+    "trt.ExecutionContextAllocationStrategy": "ExecutionContextAllocationStrategy",
     "trt.LayerInformationFormat": "LayerInformationFormat",
     "trt.ILogger": "ILogger",
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +24,27 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 when it failed, 2 when it was called or set up wrongly."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            # Now: what the interpreter cannot write at its end, it complains of. (Standard output may be closed.)
+            print(end="", flush=True)
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        return 128 + signal.SIGPIPE  # as a shell has it of commands that end so
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads our output any more, as behind `| head -1`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are told without being asked for
+    return bool(poll.poll(0))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="hiera-serve", description="Hiera image and video classification.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "HIERA_"
 _OF_OTHER_COMMANDS = ("HIERA_WEIGHTS_DIR", "HIERA_WEIGHTS_URL")  # hiera-export's
 
 _MIB = 1024 * 1024
+
+# An Origin header as browsers write it (RFC 6454, 6.2): compared as it is, so nothing else ever matches. `null` is that
+# of a page without an origin, such as a file; an extension or an app has a scheme of its own.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=0)]
@@ -32,6 +38,35 @@ def _folder_or_none(value: object) -> object:
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiera-serve"
+
+
+def _matching(pattern: str, requirement: str) -> AfterValidator:
+    """Takes what matches `pattern` as a whole; `requirement` says the same in words."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(requirement)
+        return text
+
+    return AfterValidator(check)
+
+
+def _no_keys_or_some(keys: SecretStr) -> SecretStr:
+    # Such as "${KEY_A},${KEY_B}" with neither set: who writes that wants a server that asks for keys.
+    text = keys.get_secret_value()
+    if text.strip() and not _listed(text):
+        raise ValueError("lists no key, only commas; leave it empty if there are to be none")
+    return keys
+
+
+def _origins(text: str) -> str:
+    for origin in _listed(text):
+        if _ORIGIN.fullmatch(origin) is None or _DEFAULT_PORT.fullmatch(origin) is not None:
+            raise ValueError(
+                f"{origin!r} can match no page: an origin is scheme://host[:port] as browsers send it (in lower case, "
+                "without the scheme's usual port and without a slash at the end), or * for all"
+            )
+    return text
 
 
 class Settings(BaseSettings):
@@ -62,7 +97,12 @@ class Settings(BaseSettings):
     """What computes: auto takes the fastest that agrees with the reference; noop runs no model and answers nonsense."""
     engine_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """What the engine computes in; auto is the fastest that the device is made for."""
-    engine_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|cuda:\d+(,cuda:\d+)+)$")
+    engine_device: Annotated[
+        str,
+        _matching(
+            r"auto|cpu|cuda(:\d+)?|cuda:\d+(,cuda:\d+)+", "must be auto, cpu, cuda, cuda:N, or cuda:0,cuda:1 and more"
+        ),
+    ] = "auto"
     """Where engines compute: auto (a usable GPU, else the CPU), cpu, cuda, cuda:N, or cuda:0,cuda:1 and more."""
     engine_threads: Count = 0
     """CPU threads of one model; 0 means the cores that are really available, container quotas included."""
@@ -156,18 +196,18 @@ class Settings(BaseSettings):
     """Forbid the JPEG decoder's own scaling of large photos: several times slower, and exact to a level."""
 
     # Who may call
-    api_keys: SecretStr = SecretStr("")
+    api_keys: Annotated[SecretStr, AfterValidator(_no_keys_or_some)] = SecretStr("")
     """Keys that open the server, as name:secret, separated by commas; without any it is open to all."""
     api_keys_file: Path | None = None
     """File of further keys, one a line; read again when it changes."""
-    admin_keys: SecretStr = SecretStr("")
+    admin_keys: Annotated[SecretStr, AfterValidator(_no_keys_or_some)] = SecretStr("")
     """Keys that open the admin calls alone, as name:secret, separated by commas; without any those calls are off."""
     admin_keys_file: Path | None = None
     """File of further admin keys, one a line; read again when it changes."""
     metrics_need_key: bool = False
     """Whether /metrics asks for a key too."""
-    cors_origins: str = ""
-    """Origins whose pages may call this server from a browser, separated by commas; * for all; none by default."""
+    cors_origins: Annotated[str, AfterValidator(_origins)] = ""
+    """Origins (scheme://host[:port]), separated by commas, whose pages may call from a browser; * for all."""
 
     # Logs
     log_format: Literal["plain", "json"] = "plain"
@@ -178,7 +218,9 @@ class Settings(BaseSettings):
     """Whether each request is written to the log; probes and scrapes that went well only at level debug."""
 
     # Traces
-    otlp_endpoint: Annotated[str | None, Field(pattern=r"^https?://\S+$")] = None
+    otlp_endpoint: (
+        Annotated[str, _matching(r"https?://\S+", "must be http://host:port or https://host:port")] | None
+    ) = None
     """Where traces go as OTLP over HTTP, such as http://collector:4318; none makes none. Needs the extra `otel`."""
 
     @model_validator(mode="after")

@@ -70,11 +70,13 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
         redirect_slashes=False,
     )
     _add_routes(app, parts)
-    openapi.install(app, secured=parts.keys.required)
+    openapi.install(app, secured=_secured_paths(parts))
     app.add_exception_handler(HieraError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_problem)
+    open_paths = _OPEN_PATHS if parts.metrics_need_key else _OPEN_PATHS | {"/metrics"}
     # The last one added is the outermost.
-    if parts.cors_origins:
+    app.add_middleware(RequireKey, keys=parts.keys, admin_keys=parts.admin_keys, open_paths=open_paths)
+    if parts.cors_origins:  # around the keys: a page may read why it was refused, and no preflight carries a key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(parts.cors_origins),
@@ -82,11 +84,16 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
-    open_paths = _OPEN_PATHS if parts.metrics_need_key else _OPEN_PATHS | {"/metrics"}
-    app.add_middleware(RequireKey, keys=parts.keys, admin_keys=parts.admin_keys, open_paths=open_paths)
     app.add_middleware(FinishUnreadBodies)
     app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS)
     return app
+
+
+def _secured_paths(parts: Parts) -> tuple[str, ...]:
+    """What the paths begin with that ask for an API key."""
+    if not parts.keys.required:
+        return ()
+    return ("/classify/", "/models", "/metrics") if parts.metrics_need_key else ("/classify/", "/models")
 
 
 def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
@@ -132,8 +139,8 @@ def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
     name = openapi.path_parameter("A name from /models.")
     package = openapi.path_parameter("A name from /admin/models.")
     models, health, pages = ModelEndpoints(parts.models), HealthEndpoints(parts.condition), PageEndpoints()
-    get("/models", models.list_models, "List the models", "models", Models, 401)
-    get("/models/{name}", models.show_model, "Show a model", "models", ModelDetail, 401, 404, parameters=[name])
+    get("/models", models.list_models, "List the models", "models", Models, 401, 403)
+    get("/models/{name}", models.show_model, "Show a model", "models", ModelDetail, 401, 403, 404, parameters=[name])
     get("/health/live", health.live, "Whether the process works", "health", Health, 503)
     get("/health/ready", health.ready, "Whether requests are welcome", "health", Health, 503)
     get("/", pages.root, "Where to look", "pages", Signpost)
@@ -176,7 +183,8 @@ def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
             200: {
                 "description": "Prometheus text; OpenMetrics when the Accept header asks for it.",
                 "content": {"text/plain": {}, "application/openmetrics-text": {}},
-            }
+            },
+            **(openapi.problem_answers(401, 403) if parts.metrics_need_key else {}),
         },
     )
     for path, page in (("/docs", pages.docs), ("/docs/docs.js", pages.script), ("/docs/docs.css", pages.style)):

@@ -53,7 +53,7 @@ _PROBLEMS = {
     503: "Not ready, or shutting down.",
     504: "The deadline passed.",
 }
-_CLASSIFY_PROBLEMS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_CLASSIFY_PROBLEMS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 _SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -79,6 +79,12 @@ def answers(success: type[BaseModel] | tuple[type[BaseModel], ...], *problems: i
             "content": {"application/json": {"schema": schema}},
         }
     }
+    return documented | problem_answers(*problems)
+
+
+def problem_answers(*problems: int) -> dict[int | str, dict[str, Any]]:
+    """Those `responses` that are problems."""
+    documented: dict[int | str, dict[str, Any]] = {}
     for status in problems:
         headers = {"X-Request-ID": _ID_HEADER} | ({"Retry-After": _RETRY_HEADER} if status in (429, 503) else {})
         documented[status] = {
@@ -117,8 +123,9 @@ def classify_extra(task: Task, limits: QueryLimits, max_files: int) -> dict[str,
     return {"parameters": parameters(task, limits), "requestBody": {"required": True, "content": content}}
 
 
-def install(app: FastAPI, *, secured: bool) -> None:
-    """Have `app` answer with the full document, made once at the first call. `secured`: an API key is asked for."""
+def install(app: FastAPI, *, secured: tuple[str, ...]) -> None:
+    """Have `app` answer with the full document, made once at the first call. `secured`: what the paths begin with that
+    ask for an API key."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -128,7 +135,7 @@ def install(app: FastAPI, *, secured: bool) -> None:
     app.openapi = document  # type: ignore[method-assign] # FastAPI's documented way of extending the document
 
 
-def _document(app: FastAPI, secured: bool) -> dict[str, Any]:
+def _document(app: FastAPI, secured: tuple[str, ...]) -> dict[str, Any]:
     routes = [_without_head(route) for route in app.routes]
     document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=routes)
     components = document.setdefault("components", {})
@@ -136,14 +143,10 @@ def _document(app: FastAPI, secured: bool) -> dict[str, Any]:
     components["schemas"] = definitions["$defs"]
     components["securitySchemes"] = {**(_SCHEMES if secured else {}), **_ADMIN_SCHEMES}
     for path, operations in document["paths"].items():
-        names = _ADMIN_SCHEMES if path.startswith("/admin/") else _SCHEMES if _needs_key(path, secured) else {}
+        names = _ADMIN_SCHEMES if path.startswith("/admin/") else _SCHEMES if path.startswith(secured) else {}
         for operation in operations.values() if names else ():
             operation["security"] = [{name: []} for name in names]
     return document
-
-
-def _needs_key(path: str, secured: bool) -> bool:
-    return secured and path.startswith(("/classify/", "/models"))
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

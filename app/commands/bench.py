@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
+from app.commands.api_key import api_key
 from app.errors import InvalidParameter
 from app.load.generator import MAX_REQUESTS, Plan
 from app.load.isolated import run_isolated
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is given up (30)")
     parser.add_argument("--raw", action="store_true", help="send the file as the body, not as multipart/form-data")
-    parser.add_argument("--api-key", help="sent as a bearer token")
+    parser.add_argument("--api-key", type=api_key, help="sent as a bearer token")
     parser.add_argument("--allow-remote", action="store_true", help="load a server that is not on this machine")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write results.json and latency.svg there")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")

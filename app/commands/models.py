@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from app.api.schemas import Models
+from app.commands.api_key import api_key
 from app.commands.setting_flags import settings_from
 from app.errors import InvalidParameter, PackageError, Unavailable
 from app.load.table import text_table
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.description = __doc__
     parser.add_argument("--url", help="ask this server instead of reading the folder")
-    parser.add_argument("--api-key", help="for a server that wants one")
+    parser.add_argument("--api-key", type=api_key, help="for a server that wants one")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
@@ -73,28 +77,34 @@ def _print_folder(packages: list[Package], refused: dict[PackagePath, str], root
         print(f"{path.name} version {path.version} is refused: {reason}", file=sys.stderr)
 
 
-def _from_server(url: str, api_key: str | None, *, as_json: bool) -> int:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
+def _from_server(url: str, key: str | None, *, as_json: bool) -> int:
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as error:
+        raise InvalidParameter(f"{url}: not an address ({error})") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidParameter(f"{url}: give the server's address as http://host:port")
     connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = connect(parts.hostname, parts.port, timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", "/models", headers={"X-API-Key": api_key} if api_key else {})
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException) as error:
+        with contextlib.closing(connect(parts.hostname, port, timeout=_TIMEOUT_S)) as connection:
+            connection.request("GET", "/models", headers={"X-API-Key": key} if key else {})
+            response = connection.getresponse()
+            body = response.read()
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: a name that no resolver takes
         raise Unavailable(f"{url} does not answer: {error}") from error
-    finally:
-        connection.close()
     if response.status != 200:
         raise Unavailable(f"{url} answers {response.status}: {body[:500].decode(errors='replace')}")
     if as_json:
-        print(body.decode())
+        print(body.decode(errors="replace"))
         return 0
+    try:
+        answer = Models.model_validate_json(body)
+    except ValidationError as error:
+        raise Unavailable(f"{url} answers, but not as hiera-serve does: is it one, of this release?") from error
     header = ("model", "version", "state", "task", "classes", "engine", "batch", "ms", "note")
     rows = []
-    for entry in Models.model_validate_json(body).models:
+    for entry in answer.models:
         cost = next((cost for cost in entry.batch_curve if cost.rows == entry.useful_batch_rows), None)
         notes = [word for word in ("default", "demo", "random_weights", "noop") if getattr(entry, word)]
         row = (

@@ -15,9 +15,9 @@ from prometheus_client.process_collector import ProcessCollector
 
 TASKS = ("image", "video")
 STAGES = ("upload", "decode", "queue", "inference", "postprocess")
-CODES = (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
+CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
 REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining")
-NO_MODEL = "none"  # the label of requests that were refused before a model was found
+NO_MODEL = "none"  # the label of requests that were answered before they were admitted
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from colours import BLUE, GREEN, RED, image_of, video_of, write_colour_package
 from running_server import RunningServer
 
@@ -108,6 +110,35 @@ def test_help_and_wrong_settings_answer_without_starting_anything() -> None:
     assert all(line.startswith("hiera-serve: HIERA_") for line in wrong.stderr.splitlines())
     keys = hiera_serve("run", "--port", 0, api_keys="name:")
     assert (keys.returncode, "API key 1" in keys.stderr) == (2, True)
+
+
+def test_an_address_that_cannot_be_had_is_told_from_a_port() -> None:
+    elsewhere = hiera_serve("run", "--host", "192.0.2.1", "--port", 0)  # of a network for documents (RFC 5737)
+    assert elsewhere.returncode == 1
+    assert "cannot listen on 192.0.2.1" in elsewhere.stderr
+    assert elsewhere.stderr.endswith("set HIERA_HOST or --host\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = hiera_serve("run", "--host", "127.0.0.1", "--port", taken.getsockname()[1])
+    assert busy.returncode == 1
+    assert busy.stderr.endswith("set HIERA_PORT or --port\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_failure(
+    colour_repository: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        for words in (("models", "--json"), ("models",)):
+            command = [sys.executable, "-m", "app.cli", *words, "--model-repository", str(colour_repository)]
+            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+            assert (done.returncode, done.stderr) == (141, b"")
+        command = [sys.executable, "-m", "app.cli", "--help"]
+        assert subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=120).stderr == b""
+    finally:
+        os.close(writer)
 
 
 def test_an_unknown_variable_is_warned_about(start_server) -> None:  # type: ignore[no-untyped-def]

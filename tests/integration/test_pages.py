@@ -97,7 +97,9 @@ def test_the_document_tells_parameters_bodies_and_problems(document: dict) -> No
     assert [each["name"] for each in video["parameters"]] == ["model", "top_k", "timeout_ms", "clips", "crops"]
     bodies = ["multipart/form-data", "application/octet-stream", "image/*", "application/json"]
     assert list(image["requestBody"]["content"]) == bodies
-    assert {"400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"} < set(image["responses"])
+    assert {"400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503", "504"} < set(
+        image["responses"]
+    )
     assert "application/problem+json" in image["responses"]["429"]["content"]
     assert "Retry-After" in image["responses"]["429"]["headers"]
 

@@ -71,6 +71,57 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter" not in repr(settings)
 
 
+@pytest.mark.parametrize("variable", ["HIERA_API_KEYS", "HIERA_ADMIN_KEYS"])
+def test_a_list_of_keys_without_a_key_is_refused_rather_than_opening_the_server(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for value in (",", " , ,"):
+        (line,) = lines(monkeypatch, **{variable: value})
+        assert line.startswith(f"{variable}: lists no key")
+    for value in ("", " "):
+        monkeypatch.setenv(variable, value)
+        settings = load_settings()
+        assert settings.api_key_entries == settings.admin_key_entries == ()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://a.example/",
+        "https://a.example/page",
+        "nope",
+        "a.example",
+        "https://A.example",
+        "https://*.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://a.example:",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    (line,) = lines(monkeypatch, HIERA_CORS_ORIGINS=f"https://b.example, {origin}")
+    assert line.startswith("HIERA_CORS_ORIGINS is ")
+    assert f"{origin!r} can match no page: an origin is scheme://host[:port]" in line
+
+
+def test_origins_are_taken_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = ("https://a.example", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abc", "null", "*")
+    monkeypatch.setenv("HIERA_CORS_ORIGINS", ", ".join(origins))
+    assert load_settings().cors_origin_list == origins
+
+
+def test_a_form_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines(monkeypatch, HIERA_ENGINE_DEVICE="gpu", HIERA_OTLP_ENDPOINT="foo") == [
+        "HIERA_ENGINE_DEVICE is 'gpu', but must be auto, cpu, cuda, cuda:N, or cuda:0,cuda:1 and more",
+        "HIERA_OTLP_ENDPOINT is 'foo', but must be http://host:port or https://host:port",
+    ]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1,cuda:2"])
+def test_every_form_of_a_device_is_taken(device: str) -> None:
+    assert load_settings({"engine_device": device}).engine_device == device
+
+
 def test_none_means_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIERA_ENGINE_CACHE_FOLDER", "none")
     assert load_settings().engine_cache_folder is None

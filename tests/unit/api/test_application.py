@@ -119,6 +119,8 @@ def build(
     admin_keys: KeyRing | None = None,
     administer: Administer = nobody,
     gate: Gate | None = None,
+    metrics_need_key: bool = False,
+    cors_origins: tuple[str, ...] = (),
 ) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> Any:
@@ -137,6 +139,8 @@ def build(
         admin_keys=admin_keys or KeyRing(),
         administer=administer,
         bounds={"image": bounds, "video": bounds},
+        metrics_need_key=metrics_need_key,
+        cors_origins=cors_origins,
     )
     return build_application(parts, lifespan)
 
@@ -339,3 +343,76 @@ def test_the_access_line_has_the_stages_and_neither_query_nor_payload(log: io.St
     assert line["decode_ms"] == 4.0
     assert "private" not in log.getvalue()
     assert "top_k" not in str(line)
+
+
+def test_the_document_tells_of_keys_that_are_for_other_calls() -> None:
+    keys, admin_keys = KeyRing(["alice:secret"]), KeyRing(["op:admin-secret"])
+    locked = build(SteeredService(), keys=keys, admin_keys=admin_keys, metrics_need_key=True)
+    paths = ask(locked, "GET", "/openapi.json").json()["paths"]
+    for path, method in (
+        ("/classify/image", "post"),
+        ("/classify/video", "post"),
+        ("/models", "get"),
+        ("/models/{name}", "get"),
+        ("/metrics", "get"),
+    ):
+        operation = paths[path][method]
+        for status, headers in ((401, {}), (403, {"X-API-Key": "admin-secret"})):
+            answer = ask(locked, method.upper(), path, headers=headers)
+            assert answer.status_code == status
+            assert answer.headers["content-type"] in operation["responses"][str(status)]["content"], path
+        assert operation["security"] == [{"key": []}, {"bearer": []}]
+
+
+def test_the_document_asks_for_no_key_where_none_is_needed() -> None:
+    metrics = ask(build(SteeredService(), keys=KeyRing(["alice:secret"])), "GET", "/openapi.json").json()["paths"]
+    assert set(metrics["/metrics"]["get"]["responses"]) == {"200"}
+    assert "security" not in metrics["/metrics"]["get"]
+    paths = ask(build(SteeredService(), metrics_need_key=True), "GET", "/openapi.json").json()["paths"]
+    assert not [path for path in paths if "security" in str(paths[path]) and not path.startswith("/admin/")]
+
+
+def test_every_problem_that_the_document_knows_is_counted_from_zero() -> None:
+    metrics = Metrics()
+    document = ask(build(SteeredService(), metrics=metrics), "GET", "/openapi.json").json()
+    for task in ("image", "video"):
+        for status in document["paths"][f"/classify/{task}"]["post"]["responses"]:
+            labels = {"task": task, "model": "none", "code": status}
+            assert metrics.registry.get_sample_value("hiera_requests_total", labels) == 0, status
+
+
+def test_a_page_of_a_named_origin_may_read_why_it_was_refused(log: io.StringIO) -> None:
+    metrics = Metrics()
+    app = build(
+        SteeredService(),
+        metrics=metrics,
+        keys=KeyRing(["alice:secret"]),
+        admin_keys=KeyRing(["op:admin-secret"]),
+        cors_origins=("https://app.example",),
+    )
+    for status, headers in ((401, {}), (403, {"X-API-Key": "admin-secret"}), (200, {"X-API-Key": "secret"})):
+        origin = {"Origin": "https://app.example"}
+        response = ask(app, "POST", "/classify/image", files={"file": b"x"}, headers=headers | origin)
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-request-id" in response.headers["access-control-expose-headers"]
+        assert response.headers["x-request-id"]
+        model = "m" if status == 200 else "none"
+        labels = {"task": "image", "model": model, "code": str(status)}
+        assert metrics.registry.get_sample_value("hiera_requests_total", labels) == 1
+        assert [line["status"] for line in lines(log) if line["logger"] == "hiera.access"][-1] == status
+    stranger = ask(app, "POST", "/classify/image", headers={"Origin": "https://evil.example"})
+    assert stranger.status_code == 401
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_a_preflight_needs_no_key_and_is_logged(log: io.StringIO) -> None:
+    app = build(SteeredService(), keys=KeyRing(["alice:secret"]), cors_origins=("https://app.example",))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    friend = ask(app, "OPTIONS", "/classify/image", headers={"Origin": "https://app.example", **asked})
+    assert (friend.status_code, friend.headers["access-control-allow-origin"]) == (200, "https://app.example")
+    assert friend.headers["x-request-id"]
+    stranger = ask(app, "OPTIONS", "/classify/image", headers={"Origin": "https://evil.example", **asked})
+    assert (stranger.status_code, stranger.headers["content-type"]) == (400, "text/plain; charset=utf-8")
+    access = [line for line in lines(log) if line["logger"] == "hiera.access"]
+    assert [(line["method"], line["status"]) for line in access] == [("OPTIONS", 200), ("OPTIONS", 400)]

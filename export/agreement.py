@@ -91,7 +91,13 @@ def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
 
 def rows_to_compare(asked: str, package: Package) -> Iterator[NDArray[np.uint8]]:
     """What `--rows` asks for: so many rendered rows, or those of a folder's photos. Raises BuildRefused."""
-    return rendered(package.manifest.row_shape, int(asked)) if asked.isdigit() else photos(Path(asked), package)
+    try:
+        count = int(asked)
+    except ValueError:
+        return photos(Path(asked), package)
+    if count < 1:
+        raise BuildRefused("--rows must be 1 or more, or a folder")
+    return rendered(package.manifest.row_shape, count)
 
 
 def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:

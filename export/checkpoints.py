@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from export.errors import CheckpointError
+from export.formats import is_safetensors, wrong_start
 from export.hiera import CONFIGS, Hiera, HieraConfig, create_model
 
 Layout = Literal["original", "transformers", "timm"]
@@ -43,17 +45,21 @@ _SHOWN_NAMES = 8
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under the original names. `pretraining_only` means that no classifier was trained on them."""
+    """Weights under the original names. `pretraining_only` means that no classifier was trained on them.
+
+    `stored` are the same under the file's own names: what the original ones are depends on the variant.
+    """
 
     state: State
     layout: Layout
     pretraining_only: bool
+    stored: State
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the head, or None without one."""
+        """Classes of the head, or None without one, or with a single number in its place."""
         head = self.state.get(HEAD)
-        return None if head is None else len(head)
+        return len(head) if head is not None and head.ndim else None
 
 
 def read_checkpoint(path: Path, config: HieraConfig) -> Checkpoint:
@@ -64,23 +70,16 @@ def read_checkpoint(path: Path, config: HieraConfig) -> Checkpoint:
         config: the variant that the weights are for; it says where the stages of the transformers layout start.
 
     Raises:
-        CheckpointError: unreadable, with code inside, or of none of the four layouts.
+        CheckpointError: unreadable, with code inside, of none of the four layouts, or with two names for one parameter.
     """
-    state = _read_tensors(path)
-    layout = layout_of(state)
+    stored = _read_tensors(path)
+    layout = layout_of(stored)
     if layout is None:
         raise CheckpointError(
             f"{path}: not a Hiera checkpoint of a known layout (original, transformers, timm); its first names are "
-            f"{_names(sorted(state))}"
+            f"{_names(sorted(stored))}"
         )
-    pretraining_only = _is_pretraining_only(state)
-    if layout == "transformers":
-        state = _from_transformers(state, config)
-    elif layout == "timm":
-        state = _from_timm(state)
-    # In files of masked pretraining the last norm is called `encoder_norm`.
-    state = {re.sub(r"^encoder_norm\.", "norm.", name): tensor for name, tensor in state.items()}
-    return Checkpoint(state, layout, pretraining_only)
+    return Checkpoint(_original_names(stored, layout, config, str(path)), layout, _is_pretraining_only(stored), stored)
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
@@ -104,7 +103,7 @@ def load_classifier(model: Hiera, checkpoint: Checkpoint, source: str) -> None:
     Raises:
         CheckpointError: masked pretraining only, or with missing, extra or misshapen parameters, all of them listed.
     """
-    if checkpoint.num_classes is None or checkpoint.pretraining_only:
+    if HEAD not in checkpoint.state or checkpoint.pretraining_only:
         raise CheckpointError(
             f"{source}: these are weights of masked pretraining (MAE) or of a backbone alone: nothing in them was "
             "trained to tell classes apart. Use the fine-tuned file (its name does not start with mae_), or fine-tune."
@@ -123,19 +122,27 @@ def load_classifier(model: Hiera, checkpoint: Checkpoint, source: str) -> None:
             *([f"  extra ({len(extra)}): {_names(extra)}"] if extra else []),
             *([f"  of the wrong shape ({len(misshapen)}): {_names(misshapen)}"] if misshapen else []),
         ]
-        raise CheckpointError("\n".join([f"{source} does not fit this variant:", *faults, *_suggestion(checkpoint)]))
-    broken = [name for name, tensor in checkpoint.state.items() if not bool(torch.isfinite(tensor).all())]
+        suggestion = _suggestion(checkpoint, source)
+        raise CheckpointError("\n".join([f"{source} does not fit this variant:", *faults, *suggestion]))
+    # Before it is looked at: not every type can be (float8), and what is finite in float64 may not be here.
+    state = {name: tensor.to(torch.float32) for name, tensor in checkpoint.state.items()}
+    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(f"{source}: not a number, or infinite: {_names(broken)}")
     # Assigned, not copied, so that the model may have been made on the meta device, without drawing weights in vain.
-    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in checkpoint.state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
 
 
 def _read_tensors(path: Path) -> State:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: pass the file in it that holds the weights")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        if path.suffix == ".safetensors":
+        fault = wrong_start(path, path.name)
+        if fault is not None:
+            raise CheckpointError(f"{path}: {fault}")
+        if is_safetensors(path.name):
             document: object = load_file(path)
         else:
             document = torch.load(path, map_location="cpu", weights_only=True)
@@ -144,7 +151,7 @@ def _read_tensors(path: Path) -> State:
             f"{path}: holds more than tensors, and its code will not be run; "
             "save just the state dict, best as safetensors"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint, it may be cut short ({error})") from error
     # Training scripts wrap the state dict under one of these names.
     for envelope in ("model_state", "state_dict", "model"):
@@ -158,7 +165,17 @@ def _read_tensors(path: Path) -> State:
     ]
     if wrong:
         raise CheckpointError(f"{path}: not a plain state dict: {_names(wrong)} are no tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in document.items()}
+    return _renamed(document, lambda name: name.removeprefix("module."), str(path))
+
+
+def _renamed(state: State, new_name: Callable[[str], str], source: str) -> State:
+    """Raises CheckpointError where a parameter would take another one's place."""
+    before: dict[str, str] = {}
+    for name in state:
+        other = before.setdefault(new_name(name), name)
+        if other != name:
+            raise CheckpointError(f"{source}: two parameters would get one name, {new_name(name)}: {other} and {name}")
+    return {new: state[name] for new, name in before.items()}
 
 
 def _is_pretraining_only(state: State) -> bool:
@@ -166,17 +183,26 @@ def _is_pretraining_only(state: State) -> bool:
     return not has_head or any(name.startswith(_PRETRAINING_MARKS) for name in state)
 
 
-def _from_timm(state: State) -> State:
+def _original_names(stored: State, layout: Layout, config: HieraConfig, source: str) -> State:
+    if layout == "transformers":
+        stored = _from_transformers(stored, config, source)
+    elif layout == "timm":
+        stored = _from_timm(stored, source)
+    # In files of masked pretraining the last norm is called `encoder_norm`.
+    return _renamed(stored, lambda name: re.sub(r"^encoder_norm\.", "norm.", name), source)
+
+
+def _from_timm(state: State, source: str) -> State:
     def original(name: str) -> str:
         name = re.sub(r"^head\.fc\.", "head.projection.", name)
         name = re.sub(r"^head\.norm\.", "norm.", name)
         return "pos_embed" if name == "pos_embed_abs" else name
 
-    return {original(name): tensor for name, tensor in state.items()}
+    return _renamed(state, original, source)
 
 
-def _from_transformers(state: State, config: HieraConfig) -> State:
-    """Rename; block i is the stage's first block plus the layer."""
+def _from_transformers(state: State, config: HieraConfig, source: str) -> State:
+    """Rename; block i is the stage's first block plus the layer. Layers that the variant lacks keep their names."""
     starts = [sum(config.stages[:stage]) for stage in range(len(config.stages))]
     plain = {
         "embeddings.position_embeddings": "pos_embed",
@@ -191,19 +217,21 @@ def _from_transformers(state: State, config: HieraConfig) -> State:
     def original(name: str) -> str:
         name = name.removeprefix("hiera.")
         layer = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)", name)
-        if layer is None or int(layer[1]) >= len(starts):
+        # One layer more than the stage has would take the place of the next stage's first.
+        if layer is None or int(layer[1]) >= len(starts) or int(layer[2]) >= config.stages[int(layer[1])]:
             return plain.get(name, name)
         tail = layer[3].replace("layernorm_before.", "norm1.").replace("layernorm_after.", "norm2.")
         return f"blocks.{starts[int(layer[1])] + int(layer[2])}.{tail}"
 
-    return {original(name): tensor for name, tensor in state.items()}
+    return _renamed(state, original, source)
 
 
-def _suggestion(checkpoint: Checkpoint) -> list[str]:
+def _suggestion(checkpoint: Checkpoint, source: str) -> list[str]:
     """Name the variants whose body has the checkpoint's shapes, when another one has."""
-    shapes = {name: tensor.shape for name, tensor in checkpoint.state.items()}
     fitting = []
-    for name in CONFIGS:
+    for name, config in CONFIGS.items():
+        state = _original_names(checkpoint.stored, checkpoint.layout, config, source)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
         with torch.device("meta"):
             candidate = create_model(name, checkpoint.num_classes)
         if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from pydantic import ValidationError
 
 from app.errors import HieraError
+from app.repository.manifest import faults_of
 from export.commands import run_build, run_inspect, run_list, run_tensorrt, run_verify
 from export.errors import ExportError
 
@@ -24,17 +30,28 @@ and .safetensors files, those of transformers and those of timm.
 """
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to clean up just as Ctrl-C does."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 0; 1 with a message on stderr; 130 when interrupted."""
+    """Run the command.
+
+    Returns:
+        The exit status: 0; 1 with a message on stderr; 130 when interrupted, 143 when terminated, as a shell has them.
+    """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with _terminated_by_sigterm():
+            status: int = options.run(options)
+    except _Terminated:
+        print("hiera-export: terminated; nothing half-written was left", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("hiera-export: interrupted; nothing half-written was left", file=sys.stderr)
         return 130
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        print(f"hiera-export: {faults}", file=sys.stderr)
+        print(f"hiera-export: {faults_of(error)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         print(
@@ -46,6 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hiera-export: {error}", file=sys.stderr)
         return 1
     return status
+
+
+@contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    def terminate(_: int, __: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino", "tensorrt"))
     verify.add_argument("--engine-precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
-    verify.add_argument("--engine-device", default="auto", metavar="auto|cpu|cuda:N")
+    verify.add_argument("--engine-device", type=_device, default="auto", metavar="auto|cpu|cuda:N")
     verify.set_defaults(run=run_verify)
 
     _add_tensorrt(
@@ -139,7 +171,10 @@ def _add_tensorrt(tensorrt: argparse.ArgumentParser) -> None:
     tensorrt.add_argument("package", type=Path, help="<repository>/<name>, or one version of it")
     tensorrt.add_argument("--device", type=int, default=0, metavar="N", help="the GPU to build on and for (default: 0)")
     tensorrt.add_argument(
-        "--target", metavar="sm_NN", help="build for a GPU that is not here, unchecked; tensorrt_rtx only"
+        "--target",
+        type=_architecture,
+        metavar="sm_NN",
+        help="build for a GPU that is not here, unchecked; tensorrt_rtx only",
     )
     tensorrt.add_argument(
         "--flavour", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT (default: the first that is installed)"
@@ -162,6 +197,18 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError("must be auto, cpu or cuda:N")
+    return text
+
+
+def _architecture(text: str) -> str:
+    if not re.fullmatch(r"sm_[0-9]+", text):  # it becomes a part of file names
+        raise argparse.ArgumentTypeError("must be sm_ and a number")
+    return text
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.errors import PackageError
 from app.repository.manifest import Parity
-from app.repository.store import Package, PackagePath, discover, latest, open_package
+from app.repository.store import MANIFEST, Package, PackagePath, discover, latest, open_package
 from export.catalog import VARIANTS, Variant, find_variant
 from export.errors import BuildRefused
 
@@ -28,14 +28,11 @@ def run_build(options: Namespace) -> int:
         raise BuildRefused(f"{' and '.join(given)} go with one variant, but {len(variants)} are named")
     from export.download import source_from_environment
     from export.package import build_package, refuse_taken
-    from export.plan import BuildRequest, make_plan
+    from export.plan import BuildRequest, make_plan, refuse_contradictions
 
     source = source_from_environment(os.environ)
-    for variant in variants:
-        started = time.monotonic()
-        size = f"{variant.parameters / 1e6:.1f} M parameters, {variant.gmacs:g} GMACs a row"
-        _say(f"== {variant.name}: {variant.title}, {size}")
-        request = BuildRequest(
+    requests = [
+        BuildRequest(
             variant=variant,
             weights=options.weights,
             random_seed=options.random_weights,
@@ -49,6 +46,15 @@ def run_build(options: Namespace) -> int:
             licence=options.licence,
             commercial_use=options.commercial_use,
         )
+        for variant in variants
+    ]
+    for request in requests:  # all, before minutes are spent on the first
+        refuse_contradictions(request)
+    for request in requests:
+        variant = request.variant
+        started = time.monotonic()
+        size = f"{variant.parameters / 1e6:.1f} M parameters, {variant.gmacs:g} GMACs a row"
+        _say(f"== {variant.name}: {variant.title}, {size}")
         refuse_taken(options.output, request.name or variant.name, options.version, replace=options.replace)
         plan = make_plan(request, source, _say)
         folder = build_package(plan, options.output, replace=options.replace, say=_say)
@@ -104,6 +110,7 @@ def _run_agreement(options: Namespace, package: Package) -> int:
     from export.verify import torch_model
 
     manifest = package.manifest
+    rows = rows_to_compare(options.rows, package)
     found = torch_model(package, options.weights, source_from_environment(os.environ))
     if found is None:
         raise BuildRefused(f"--rows compares with torch, which needs the weights: pass --weights ({manifest.name})")
@@ -115,7 +122,6 @@ def _run_agreement(options: Namespace, package: Package) -> int:
             name=options.engine, precision=options.engine_precision, device=options.engine_device, max_batch=batch
         ),
     )
-    rows = rows_to_compare(options.rows, package)
     try:
         agreement = measure_agreement(engine, torch_judge(model, package), rows, batch)
     finally:
@@ -198,11 +204,23 @@ def _parity_lines(parity: tuple[Parity, ...]) -> list[str]:
 
 
 def _package_path(path: Path) -> PackagePath:
-    """A version folder, or a model's folder, which stands for its highest version."""
+    """A version folder, or a model's folder, which stands for its highest version.
+
+    Raises:
+        PackageError: there is none.
+    """
     path = path.resolve()
-    if path.name.isdigit():
+    if not path.is_dir():
+        raise PackageError(f"{path}: no such package; give <repository>/<name> or <repository>/<name>/<version>")
+    # A model may be called 2024, too.
+    holds_versions = not (path / MANIFEST).is_file() and any(_is_number(each.name) for each in path.iterdir())
+    if _is_number(path.name) and not holds_versions:
         return PackagePath(path.parent.name, int(path.name), path)
     found = [package for package in latest(discover(path.parent)) if package.name == path.name]
     if not found:
-        raise PackageError(f"{path}: no package; give <repository>/<name> or <repository>/<name>/<version>")
+        raise PackageError(f"{path}: holds no package; give <repository>/<name> or <repository>/<name>/<version>")
     return found[0]
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from export.catalog import Download
 from export.errors import DownloadFailed
+from export.formats import wrong_start
 
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 1 << 20
@@ -50,25 +51,30 @@ def fetch(download: Download, source: WeightsSource) -> Path:
     """The path of the weights, which are fetched unless the cache has them.
 
     Raises:
-        DownloadFailed: no connection, an error of the server, a short or a changed file.
+        DownloadFailed: no address, no connection, an error of the server, an answer that is not the file, a short or a
+            changed file.
     """
     target = source.cache / download.file
     if target.is_file():
         return target
     url = source.url(download)
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadFailed(f"{url} is no http or https address; mend HIERA_WEIGHTS_URL")
     partial = source.cache / f".{download.file}.{os.getpid()}.part"
     try:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise DownloadFailed(f"{url} is no http or https address; mend HIERA_WEIGHTS_URL")
         source.cache.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (the scheme was checked)
+            _refuse_other_answers(response.status, response.headers)
             digest = _save(response, _total_bytes(response.headers), partial, download.file)
+        fault = wrong_start(partial, download.file)
+        if fault is not None:
+            raise OSError(f"{fault}; a log-in page of the network, or a proxy, may have answered")
         if download.sha256 not in (None, digest):
             raise DownloadFailed(
                 f"{url}: the file has sha256 {digest}, not {download.sha256}; try again, or another mirror"
             )
         os.replace(partial, target)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no address, here or in a redirect
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise DownloadFailed(
@@ -79,6 +85,15 @@ def fetch(download: Download, source: WeightsSource) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _refuse_other_answers(status: int, headers: HTTPMessage) -> None:
+    """Raises OSError for an answer that urllib takes for a success, but whose body is not the file as it is."""
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if status != 200:
+        raise OSError(f"HTTP {status}, not 200")
+    if encoding not in ("", "identity"):
+        raise OSError(f"the answer is encoded ({encoding}), which was not asked for")
 
 
 def _save(response: BinaryIO, total: int | None, path: Path, title: str) -> str:
@@ -105,9 +120,11 @@ def _total_bytes(headers: HTTPMessage) -> int | None:
     return int(length) if length.isascii() and length.isdigit() else None
 
 
-def _reason(error: OSError | HTTPException) -> str:
+def _reason(error: OSError | HTTPException | ValueError) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
         return str(error.reason)
+    if isinstance(error, UnicodeError):
+        return "no host can have that name"
     return str(error) or type(error).__name__

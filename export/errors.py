@@ -7,7 +7,7 @@ ExportError
 ├── NoWeights           there is nothing to fetch for this variant
 ├── DownloadFailed      no connection, an error of the server, a short or a changed file
 ├── CheckpointError     unreadable, of no known layout, of another variant, or without a trained classifier
-├── BuildRefused        the package can't be written where it was asked for
+├── BuildRefused        the package can't be written where, or as, it was asked for
 └── ParityFailed        the graph does not say what torch says
 """
 

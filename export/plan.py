@@ -15,7 +15,7 @@ from app.repository.store import read_labels, sha256
 from export.catalog import OWN_WEIGHTS, RANDOM_WEIGHTS, RESEARCH_ONLY, Licence, Variant, read_label_set
 from export.checkpoints import load_classifier, read_checkpoint
 from export.download import WeightsSource, fetch
-from export.errors import NoWeights, WrongLabels, WrongRecord
+from export.errors import BuildRefused, CheckpointError, NoWeights, WrongLabels, WrongRecord
 from export.golden import golden_count, render_rows
 from export.hiera import CONFIGS, Hiera, create_model
 from export.package import BuildPlan
@@ -85,8 +85,10 @@ def make_plan(request: BuildRequest, source: WeightsSource, say: Callable[[str],
         say: told of each step, the licence among them.
 
     Raises:
-        DownloadFailed, CheckpointError, NoWeights, WrongLabels, WrongRecord, PackageError: in the words of each.
+        BuildRefused, DownloadFailed, CheckpointError, NoWeights, WrongLabels, WrongRecord, PackageError: in the words
+            of each.
     """
+    refuse_contradictions(request)
     variant = request.variant
     labels = None if request.labels is None else read_labels(request.labels)
     if request.random_seed is not None:
@@ -113,8 +115,31 @@ def make_plan(request: BuildRequest, source: WeightsSource, say: Callable[[str],
     )
 
 
+def refuse_contradictions(request: BuildRequest) -> None:
+    """Raises BuildRefused for what no server would take, and for options that would be passed over in silence."""
+    variant, short_side = request.variant, request.resize_short_side
+    height, width = variant.preprocessing.height, variant.preprocessing.width
+    if request.commercial_use and request.licence is None:
+        raise BuildRefused("--commercial-use says what a licence allows: name that with --licence")
+    if request.licence is not None and request.weights is None:
+        raise BuildRefused("--licence is for your own weights: it goes with --weights")
+    if request.sampling is not None and variant.sampling is None:
+        raise BuildRefused(f"--sampling is for videos, but {variant.name} takes images")
+    if short_side is not None and short_side < max(height, width):
+        raise BuildRefused(
+            f"--resize-short-side {short_side} is too small: {variant.name} takes a crop of {height}x{width}, "
+            f"so it must be {max(height, width)} or more"
+        )
+
+
 def rebuild_random(variant: Variant, seed: int, num_classes: int) -> Hiera:
-    """The model of a package whose manifest gives a random seed."""
+    """The model of a package whose manifest gives a random seed.
+
+    Raises:
+        BuildRefused: torch takes no such seed.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise BuildRefused(f"{seed} can't be the seed of random weights: torch takes 64 bits")
     row_shape = (*CONFIGS[variant.name].input_size, 3)
     samples = normalise(render_rows(row_shape, golden_count(row_shape)), variant.preprocessing)
     return random_model(variant.name, seed, samples, num_classes)
@@ -155,9 +180,13 @@ def _official(variant: Variant, source: WeightsSource, say: Callable[[str], None
         )
     say(f"official weights: {source.url(variant.download)}")
     path = fetch(variant.download, source)
+    try:
+        model = load_weights(variant, path)
+    except CheckpointError as error:  # a server that does not say how long a file is may have broken off
+        raise CheckpointError(f"{error}\nThis should be the official file: remove {path} to fetch it again") from error
     licence = variant.download.licence
     return _Loaded(
-        model=load_weights(variant, path),
+        model=model,
         weights=_weights(variant.download.url, path, licence),
         description=variant.description,
         notice=f"Licence: {licence.notice}",
@@ -217,6 +246,11 @@ def _geometry(request: BuildRequest, record: TrainingRecord | None) -> tuple[Pre
             sampling = sampling.model_copy(update=changes)
     if request.resize_short_side is not None:
         preprocessing = preprocessing.model_copy(update={"resize_short_side": request.resize_short_side})
+    if preprocessing.resize_short_side < max(preprocessing.height, preprocessing.width):
+        raise WrongRecord(
+            f"the training record resizes to a short side of {preprocessing.resize_short_side}, and "
+            f"{request.variant.name} takes a crop of {preprocessing.height}x{preprocessing.width}"
+        )
     if request.sampling is not None and sampling is not None:
         sampling = sampling.model_copy(update={"mode": request.sampling})
     return preprocessing, sampling

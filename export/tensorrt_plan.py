@@ -54,7 +54,7 @@ class PlanRequest:
 
 
 def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None]) -> Path:
-    """Build, check and store a plan; the builder's log lies beside it, whether it was built or not.
+    """Build, check and store a plan; the builder's log, if it said anything, lies beside it, built or not.
 
     Returns:
         The plan's file.
@@ -83,7 +83,8 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
     try:
         serialized = _build(package, trt, key, (1, optimal, batches[-1]), request, device, lines)
     finally:
-        plan.with_name(plan.name + ".log").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if lines:
+            plan.with_name(plan.name + ".log").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial = plan.with_name(f".{plan.name}.part")
     partial.write_bytes(serialized)
     record = PlanRecord(

@@ -37,6 +37,14 @@ class Preprocessing(_Record):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Preprocessing:
+        if self.resize_short_side < max(self.height, self.width):
+            raise ValueError(
+                f"a crop of {self.height}x{self.width} does not fit a short side of {self.resize_short_side}"
+            )
+        return self
+
 
 class Sampling(_Record):
     """Which frames of a video make a clip. `dense` is SlowFast's Kinetics protocol, `uniform` that of SSv2."""
@@ -145,5 +153,13 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
-        raise PackageError(f"{path}: {faults}") from error
+        raise PackageError(f"{path}: {faults_of(error)}") from error
+
+
+def faults_of(error: ValidationError) -> str:
+    """Which fields are wrong and why, in one line."""
+    return "; ".join(
+        # Pydantic puts an exception's name before what our own validators say.
+        f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors()
+    )

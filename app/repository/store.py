@@ -151,13 +151,13 @@ def open_package(path: PackagePath) -> Package:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """One class a line, in the head's order; blank lines at the end do not count.
+    """One class a line, in the head's order; blank lines at the end and a byte order mark at the start do not count.
 
     Raises:
         PackageError: unreadable, empty, or with a blank line between two classes.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")  # a name may hold U+2028 or a form feed
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{path}: cannot be read as text ({error})") from error
     labels = tuple(line.strip() for line in lines)

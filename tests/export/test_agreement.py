@@ -126,6 +126,12 @@ def test_the_command_passes_an_engine_that_agrees(objects: Path, capsys: pytest.
     assert "on openvino fp32" in said
 
 
+@pytest.mark.parametrize("rows", ["0", "-3"])
+def test_the_command_wants_one_row_at_least(objects: Path, capsys: pytest.CaptureFixture[str], rows: str) -> None:
+    assert main(["verify", str(objects), "--rows", rows]) == 1
+    assert "--rows must be 1 or more, or a folder" in capsys.readouterr().err
+
+
 def test_the_command_refuses_without_weights_to_compare_with(
     objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

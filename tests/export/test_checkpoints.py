@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,41 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(micro_state: State
     assert "wrong shape (1): norm.weight is 5, not 192" in said
 
 
-def test_weights_of_another_variant_are_named_as_such(state: State, tmp_path: Path) -> None:
-    said = refusal(state, tmp_path, "hiera_small_224")
+@pytest.mark.parametrize("in_layout", [State, in_transformers_layout, in_timm_layout])
+def test_weights_of_another_variant_are_named_as_such(
+    in_layout: Callable[[State], State], state: State, tmp_path: Path
+) -> None:
+    said = refusal(in_layout(state), tmp_path, "hiera_small_224")
     assert "does not fit this variant" in said
     assert "It fits hiera_tiny_224." in said
+
+
+def test_layers_that_the_variant_lacks_take_no_other_blocks_place(state: State, tmp_path: Path) -> None:
+    deeper = in_transformers_layout(state)
+    last = "hiera.encoder.stages.2.layers.6."
+    for name in [name for name in deeper if name.startswith(last)]:
+        for layer in (7, 8):  # where the next stage begins
+            deeper[f"hiera.encoder.stages.2.layers.{layer}.{name.removeprefix(last)}"] = deeper[name].clone()
+    said = refusal(deeper, tmp_path, NAME)
+    assert "extra (24): encoder.stages.2.layers.7.attn.proj.bias" in said
+    assert "missing" not in said
+
+
+@pytest.mark.parametrize(
+    ("names", "one"),
+    [
+        (("patch_embed.proj.weight", "blocks.0.norm1.bias", "norm.weight", "encoder_norm.weight"), "norm.weight"),
+        (("patch_embed.proj.weight", "blocks.0.norm1.bias", "norm.weight", "module.norm.weight"), "norm.weight"),
+        (("patch_embed.proj.weight", "blocks.0.norm1.bias", "norm.weight", "head.norm.weight"), "norm.weight"),
+        (("hiera.pooler.layernorm.bias", "pooler.layernorm.bias"), "norm.bias"),
+    ],
+)
+def test_two_parameters_that_would_get_one_name_are_refused(tmp_path: Path, names: tuple[str, ...], one: str) -> None:
+    path = tmp_path / "twice.pth"
+    torch.save({name: torch.zeros(1) for name in names}, path)
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(path, CONFIGS[MICRO])
+    assert str(refused.value) == f"{path}: two parameters would get one name, {one}: {names[-2]} and {names[-1]}"
 
 
 @pytest.mark.parametrize("with_head", [False, True])
@@ -167,6 +199,23 @@ def test_the_norm_of_masked_pretraining_gets_its_usual_name(micro_state: State, 
 def test_weights_that_are_not_numbers_are_refused(micro_state: State, tmp_path: Path) -> None:
     micro_state["norm.bias"][3] = float("nan")
     assert "not a number, or infinite: norm.bias" in refusal(micro_state, tmp_path)
+
+
+def test_weights_too_large_for_float32_are_refused(micro_state: State, tmp_path: Path) -> None:
+    micro_state["norm.weight"] = micro_state["norm.weight"].double() * 1e300
+    assert "not a number, or infinite: norm.weight" in refusal(micro_state, tmp_path)
+
+
+def test_weights_in_eight_bits_are_loaded_as_float32(micro_state: State, tmp_path: Path) -> None:
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in micro_state.items()}
+    save_file(small, tmp_path / "small.safetensors")
+    loaded = load_weights(find_variant(MICRO), tmp_path / "small.safetensors").state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in small.items())
+
+
+def test_a_head_that_is_a_single_number_has_the_wrong_shape(micro_state: State, tmp_path: Path) -> None:
+    micro_state["head.projection.weight"] = torch.zeros(())
+    assert "head.projection.weight is a scalar, not 10x192" in refusal(micro_state, tmp_path)
 
 
 def test_another_architecture_is_refused_with_its_first_names(tmp_path: Path) -> None:
@@ -204,6 +253,43 @@ def test_a_file_that_is_cut_short_is_said_to_be(micro_state: State, tmp_path: Pa
         read_checkpoint(path, CONFIGS[MICRO])
 
 
+@pytest.mark.parametrize("length", [1, 10, 30, 1000])
+def test_a_bare_pickle_that_is_cut_short_is_said_to_be(micro_state: State, tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save(micro_state, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match="cut short"):
+        read_checkpoint(path, CONFIGS[MICRO])
+
+
+SAFETENSORS = b"\x80\0\0\0\0\0\0\0{"  # a length whose first byte looks like a pickle's
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("login.pth", b"<!DOCTYPE html>", "no weights file, it starts with b'<!DOCTYPE ht'"),
+        ("login.safetensors", b"<!DOCTYPE html>", "no weights file, it starts with b'<!DOCTYPE ht'"),
+        ("none.pth", b"", "the file is empty"),
+        ("none.safetensors", b"", "the file is empty"),
+        ("misnamed.pth", SAFETENSORS, "its name must end in .safetensors"),
+        ("misnamed.safetensors", b"PK\x03\x04", "its name must end in .pth"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told_so(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(tmp_path / name, CONFIGS[MICRO])
+    assert words in str(refused.value)
+
+
+def test_an_ending_may_be_in_capitals(micro_state: State, tmp_path: Path) -> None:
+    save_file(micro_state, tmp_path / "MODEL.SAFETENSORS")
+    assert read_checkpoint(tmp_path / "MODEL.SAFETENSORS", CONFIGS[MICRO]).state.keys() == micro_state.keys()
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [({}, "no state dict"), ({"model": {"epoch": 3}}, "epoch are no tensors")]
 )
@@ -216,3 +302,5 @@ def test_a_file_without_weights_is_said_to_be_so(tmp_path: Path, content: object
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "absent.pth", CONFIGS[MICRO])
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path, CONFIGS[MICRO])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import socket
 import threading
@@ -15,24 +16,44 @@ from export.catalog import Download, Licence
 from export.download import WeightsSource, fetch, source_from_environment
 from export.errors import DownloadFailed
 
-CONTENT = bytes(range(256)) * 10_000
+CONTENT = b"PK\x03\x04" + bytes(range(256)) * 10_000
+PAGE = b"<!DOCTYPE html><html>log in</html>"
 LICENCE = Licence("test", True, "for tests")
 
 
+# What the mirror answers: status, headers, body. A body without a length ends where the connection does.
+ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "whole.pth": (200, {"Content-Length": str(len(CONTENT))}, CONTENT),
+    "short.pth": (200, {"Content-Length": str(len(CONTENT))}, CONTENT[:1000]),
+    "unmeasured.pth": (200, {}, CONTENT),
+    "bare_pickle.pth": (200, {"Content-Encoding": "identity"}, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"),
+    "tensors.safetensors": (200, {}, b"\x02\0\0\0\0\0\0\0{}"),
+    "portal.pth": (200, {}, PAGE),
+    "portal.safetensors": (200, {}, PAGE),
+    "empty.pth": (200, {"Content-Length": "0"}, b""),
+    "nothing.pth": (204, {}, b""),
+    "part.pth": (206, {"Content-Range": f"bytes 0-99/{len(CONTENT)}"}, CONTENT[:100]),
+    "packed.pth": (200, {"Content-Encoding": "gzip"}, CONTENT[:100]),
+    "astray.pth": (302, {"Location": "http://[::1"}, b""),
+}
+
+
 class Mirror(BaseHTTPRequestHandler):
-    """`/folder/whole.pth` is served, `/folder/short.pth` ends early, all else is missing."""
+    """Answers under `/folder/`; what it does not know is missing."""
 
     requests: list[str]
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
-        if self.path not in ("/folder/whole.pth", "/folder/short.pth"):
+        if self.path.removeprefix("/folder/") not in ANSWERS:
             self.send_error(404, "No Such Weights")
             return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        status, headers, body = ANSWERS[self.path.removeprefix("/folder/")]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(CONTENT if "whole" in self.path else CONTENT[:1000])
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -50,8 +71,8 @@ def mirror() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def download(name: str = "whole", sha256: str | None = None) -> Download:
-    return Download(f"https://official.invalid/{name}.pth", f"{name}.pth", LICENCE, sha256)
+def download(name: str = "whole.pth", sha256: str | None = None) -> Download:
+    return Download(f"https://official.invalid/{name}", name, LICENCE, sha256)
 
 
 def test_weights_come_from_the_mirror_once_and_then_from_the_cache(
@@ -75,7 +96,7 @@ def failure(source: WeightsSource, wanted: Download) -> str:
 
 
 def test_a_file_that_is_cut_short_is_not_kept(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
-    assert "1000 of 2560000 bytes" in failure(WeightsSource(tmp_path, mirror[0]), download("short"))
+    assert f"1000 of {len(CONTENT)} bytes" in failure(WeightsSource(tmp_path, mirror[0]), download("short.pth"))
 
 
 def test_a_file_with_another_digest_is_not_kept(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -83,7 +104,46 @@ def test_a_file_with_another_digest_is_not_kept(mirror: tuple[str, list[str]], t
 
 
 def test_a_missing_file_is_told_with_the_status_of_the_server(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
-    assert "HTTP 404 No Such Weights" in failure(WeightsSource(tmp_path, mirror[0]), download("absent"))
+    assert "HTTP 404 No Such Weights" in failure(WeightsSource(tmp_path, mirror[0]), download("absent.pth"))
+
+
+@pytest.mark.parametrize("name", ["unmeasured.pth", "bare_pickle.pth", "tensors.safetensors"])
+def test_an_answer_that_starts_as_weights_do_is_kept(mirror: tuple[str, list[str]], tmp_path: Path, name: str) -> None:
+    assert fetch(download(name), WeightsSource(tmp_path, mirror[0])).read_bytes() == ANSWERS[name][2]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("portal.pth", "no weights file, it starts with b'<!DOCTYPE ht'; a log-in page"),
+        ("portal.safetensors", "no weights file, it starts with b'<!DOCTYPE ht'; a log-in page"),
+        ("empty.pth", "the file is empty"),
+        ("nothing.pth", "HTTP 204, not 200"),
+        ("part.pth", "HTTP 206, not 200"),
+        ("packed.pth", "encoded (gzip)"),
+    ],
+)
+def test_an_answer_that_is_not_the_file_is_not_kept(
+    mirror: tuple[str, list[str]], tmp_path: Path, name: str, why: str
+) -> None:
+    said = failure(WeightsSource(tmp_path, mirror[0]), download(name))
+    assert why in said
+    assert f"put the file at {tmp_path / name}" in said
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # urllib leaves such an answer open
+def test_a_redirect_to_what_is_no_address_is_told(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+    assert "Invalid IPv6 URL" in failure(WeightsSource(tmp_path, mirror[0]), download("astray.pth"))
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"), [("http://[::1", "Invalid IPv6 URL"), ("http://..x/", "no host can have that name")]
+)
+def test_a_mirror_that_has_no_address_is_told(tmp_path: Path, url: str, why: str) -> None:
+    said = failure(WeightsSource(tmp_path / "cache", url), download())
+    assert why in said
+    assert "HIERA_WEIGHTS_URL" in said
 
 
 def test_without_a_connection_the_error_says_where_to_put_the_file_by_hand(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +85,7 @@ def test_failures_are_told_without_a_traceback(
     assert "no such file" in failure(
         capsys, "build", "hiera_tiny_224", "--weights", str(tmp_path / "x.pth"), "--output", output
     )
-    assert "no package" in failure(capsys, "inspect", str(tmp_path / "hiera_tiny_224"))
+    assert "no such package" in failure(capsys, "inspect", str(tmp_path / "hiera_tiny_224"))
     assert not Path(output).exists()
 
 
@@ -94,6 +96,42 @@ def test_a_package_name_that_no_server_takes_is_refused(tmp_path: Path, capsys: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_may_be_called_a_number(objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = shutil.copytree(objects.parent, tmp_path / "2024")
+    manifest = json.loads((model / "1" / "model.json").read_text())
+    (model / "1" / "model.json").write_text(json.dumps(manifest | {"name": "2024"}))
+    for path in (model, model / "1"):
+        assert main(["inspect", str(path)]) == 0
+        assert "2024, version 1" in capsys.readouterr().out
+    assert f"{model / '7'}: no such package" in failure(capsys, "inspect", str(model / "7"))
+    (model / "notes").mkdir()
+    assert f"{model / 'notes'}: holds no package" in failure(capsys, "inspect", str(model / "notes"))
+
+
+TERMINATED_WHILE_IT_WRITES = """
+import os, signal, sys
+from export import package
+from export.cli import main
+package.triton_config = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    build = ["build", "hiera_demo_objects", "--random-weights", "0", "--max-batch", "1", "--output", str(tmp_path)]
+    command = [sys.executable, "-c", TERMINATED_WHILE_IT_WRITES, *build]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert list(tmp_path.iterdir()) == []
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr.endswith("hiera-export: terminated; nothing half-written was left\n")
+
+
+def test_the_command_leaves_the_handler_of_sigterm_as_it_was() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["list"]) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -101,6 +139,8 @@ def test_a_package_name_that_no_server_takes_is_refused(tmp_path: Path, capsys: 
         ["build", "hiera_tiny_224", "--precision", "int8"],
         ["build", "hiera_tiny_224", "--version", "0"],
         ["build", "hiera_tiny_224", "--weights", "x.pth", "--random-weights", "0"],
+        ["verify", "x", "--rows", "4", "--engine-device", "gpu"],
+        ["tensorrt", "x", "--target", "../sm_89"],
         ["polish"],
     ],
 )

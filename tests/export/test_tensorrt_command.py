@@ -142,6 +142,16 @@ def test_what_cannot_be_built_for_is_said_and_the_log_kept(bf16: Path, capsys: p
     assert list(bf16.glob("*.plan.log"))
 
 
+def test_a_builder_that_said_nothing_leaves_no_log(bf16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BuildRefused("before the builder was made")
+
+    monkeypatch.setattr("export.tensorrt_plan.make_logger", refuse)
+    before = sorted(bf16.iterdir())
+    assert main(["tensorrt", str(bf16), "--target", "sm_89"]) == 1
+    assert sorted(bf16.iterdir()) == before
+
+
 def test_a_batch_that_is_not_on_the_ladder_cannot_be_the_optimal_one(
     bf16: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

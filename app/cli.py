@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import select
@@ -53,7 +54,9 @@ def _main(argv: Sequence[str] | None) -> int:
         sub = commands.add_parser(name, help=summary)
         if name == asked:
             importlib.import_module(f"app.commands.{name}").add_arguments(sub)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        _refuse(commands.choices[arguments.command], unknown)
     try:
         status: int = importlib.import_module(f"app.commands.{arguments.command}").run(arguments)
     except SettingsError as error:
@@ -66,6 +69,15 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _refuse(command: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Ends the process as argparse does, with the flag that was perhaps meant."""
+    flags = [flag for action in command._actions for flag in action.option_strings]  # it tells them in no other way
+    meant = (difflib.get_close_matches(word.partition("=")[0], flags, n=1, cutoff=0.7) for word in unknown)
+    near = next((match[0] for match in meant if match), None)
+    hint = f"; did you mean {near}?" if near else ""
+    command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 if __name__ == "__main__":

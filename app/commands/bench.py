@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from app.commands.api_key import api_key
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, Unavailable
 from app.load.generator import MAX_REQUESTS, Plan
 from app.load.isolated import run_isolated
 from app.load.plot import svg, terminal
@@ -90,13 +90,33 @@ def run(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[Target]:
     if arguments.url:
-        yield parse_target(arguments.url, allow_remote=arguments.allow_remote)
+        target = parse_target(arguments.url, allow_remote=arguments.allow_remote)
+        _refuse_silence(target, arguments.api_key)
+        yield target
         return
     port = free_port()
     environment = {"HIERA_HOST": "127.0.0.1", "HIERA_PORT": str(port)}
     print("Starting a server for the run …", file=sys.stderr)
     with ServerProcess([sys.executable, "-m", "app.cli", "run"], port=port, environment=environment) as server:
         yield parse_target(server.url)
+
+
+def _refuse_silence(target: Target, key: str | None) -> None:
+    """Raises Unavailable for a server that would refuse each of some thousand requests, or is none."""
+    connection = http.client.HTTPConnection(target.address, target.port, timeout=10)
+    try:
+        connection.request("GET", "/models", headers=_authorization(key))
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"{target.url} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if status in (401, 403):
+        raise Unavailable(f"{target.url} answers {status}: give a key that opens it with --api-key")
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _measure(
@@ -160,9 +180,8 @@ def _model_of(bodies: dict[int, bytes]) -> dict[str, object]:
 def _engine_rows_per_s(target: Target, model: object, api_key: str | None) -> float | None:
     """The bare engine's best rate by the batch curve in /models, or None when the server tells none."""
     connection = http.client.HTTPConnection(target.address, target.port, timeout=10)
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        connection.request("GET", f"/models/{quote(str(model))}", headers=headers)
+        connection.request("GET", f"/models/{quote(str(model))}", headers=_authorization(api_key))
         entry = json.loads(connection.getresponse().read())
         rates = [cost["rows"] / cost["milliseconds"] * 1000 for cost in entry.get("batch_curve", [])]
         return max(rates, default=0.0) * (entry.get("instances") or 1) or None

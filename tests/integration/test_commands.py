@@ -144,3 +144,10 @@ def test_a_reader_that_has_seen_enough_is_no_failure(
 def test_an_unknown_variable_is_warned_about(start_server) -> None:  # type: ignore[no-untyped-def]
     running = start_server(prot=1)
     running.wait_for("did you mean HIERA_PORT")
+
+
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant() -> None:
+    done = hiera_serve("run", "--workers", 2)
+    assert done.returncode == 2
+    assert "unrecognized arguments: --workers 2; did you mean --http-workers?" in done.stderr
+    assert hiera_serve("models", "--frobnicate").stderr.endswith("unrecognized arguments: --frobnicate\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from app.commands import bench
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, Unavailable
 
 MODEL = {"batch_curve": [{"rows": 1, "milliseconds": 2.0}, {"rows": 2, "milliseconds": 1.0}]}
 
@@ -24,8 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
-        assert self.path == "/models/tiny"
-        self._send(200, json.dumps(MODEL).encode(), "application/json")
+        assert self.path in ("/models", "/models/tiny")
+        self._send(401 if self.status == 401 else 200, json.dumps(MODEL).encode(), "application/json")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -116,3 +117,16 @@ def test_a_missing_file_is_named_before_anything_is_started() -> None:
 
 def test_the_sample_photo_is_there() -> None:
     assert bench.SAMPLE_PHOTO.read_bytes().startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("url", [{"status": 401}], indirect=True)
+def test_a_server_that_wants_a_key_is_not_asked_a_thousand_times(url: str) -> None:
+    with pytest.raises(Unavailable, match=r"answers 401: give a key that opens it with --api-key"):
+        bench.run(arguments("--url", url))
+
+
+def test_an_address_where_nobody_listens_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unavailable, match=f"http://127.0.0.1:{port} does not answer: .*refused"):
+        bench.run(arguments("--url", f"http://127.0.0.1:{port}"))

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
 
     # Who may call
     api_keys: Annotated[SecretStr, AfterValidator(_no_keys_or_some)] = SecretStr("")
-    """Keys that open the server, as name:secret or just a secret, separated by commas; without any it is open to all."""
+    """Keys that open the server, as name:secret or a secret alone, between commas; without any it is open to all."""
     api_keys_file: Path | None = None
     """File of further keys, one a line; read again when it changes."""
     admin_keys: Annotated[SecretStr, AfterValidator(_no_keys_or_some)] = SecretStr("")

@@ -30,6 +30,9 @@ _IDENTITY = ("", "identity")
 _PLAIN_TRANSFER = (b"", b"binary", b"8bit", b"7bit")
 _OVERHEAD_BYTES = 64 * 1024  # of boundaries, part headers, JSON's punctuation
 _BASE64_IN_THREAD_BYTES = 1024 * 1024
+_MAX_CONTENT_TYPE_BYTES = 1024  # reading it takes a microsecond a byte, before anybody was admitted
+_JSON_FORM = 'the JSON body must be {"images": [{"b64": "…"}, …]}'
+_SPARE_MARKS = 1000  # of JSON's structure, for a list that is too long to be told so
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Uploads:
         self._limits = limits
         self._on_file = on_file
         self._on_bytes = on_bytes
+
+    @property
+    def max_files(self) -> int:
+        return self._limits.max_files
 
     def begin(self) -> None:
         """Start the next file."""
@@ -96,12 +103,14 @@ def envelope_of(body: Body, task: Task, limits: UploadLimits) -> Envelope:
     """Read the headers of a request.
 
     Raises:
-        MalformedRequest: multipart without a boundary.
+        MalformedRequest: multipart without a boundary, or a content type of kilobytes.
         UnsupportedMedia: a content type or encoding that this route does not take.
         LimitExceeded: Content-Length says that the body is too large.
     """
     if body.encoding not in _IDENTITY:
         raise UnsupportedMedia("compressed bodies are not read; send the file as it is, without Content-Encoding")
+    if len(body.content_type) > _MAX_CONTENT_TYPE_BYTES:
+        raise MalformedRequest(f"the Content-Type header is longer than {_MAX_CONTENT_TYPE_BYTES:,} bytes")
     kind, options = parse_options_header(body.content_type)
     if kind == b"multipart/form-data":
         boundary = options.get(b"boundary", b"")
@@ -131,9 +140,9 @@ async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadli
         await body.read(_feeder(envelope.boundary, parts), max_bytes=envelope.max_body_bytes, deadline=deadline)
         parts.check_complete()
     elif envelope.kind == "json":
-        text = bytearray()
-        await body.read(text.extend, max_bytes=envelope.max_body_bytes, deadline=deadline)
-        await _read_json(bytes(text), uploads)
+        document = _JsonText(uploads.max_files)
+        await body.read(document.feed, max_bytes=envelope.max_body_bytes, deadline=deadline)
+        await _read_json(bytes(document.text), uploads)
     else:
         uploads.begin()
         await body.read(uploads.write, max_bytes=envelope.max_body_bytes, deadline=deadline)
@@ -213,18 +222,32 @@ class _Parts:
         self._ended = True
 
 
+class _JsonText:
+    """Collects a body of JSON, and refuses one with more structure than its images need: `[[],[],…]` takes thirty times
+    its bytes when it is parsed, and base64 has none of these letters."""
+
+    def __init__(self, max_files: int) -> None:
+        self.text = bytearray()
+        self._marks_left = 2 * max_files + _SPARE_MARKS
+
+    def feed(self, chunk: bytes) -> None:
+        self._marks_left -= chunk.count(b"[") + chunk.count(b"{") + chunk.count(b",")
+        if self._marks_left < 0:
+            raise MalformedRequest(_JSON_FORM)
+        self.text += chunk
+
+
 async def _read_json(text: bytes, uploads: Uploads) -> None:
     """Read `{"images": [{"b64": …}, …]}`, strictly."""
     try:
         document = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise MalformedRequest("the body is not valid JSON") from error
-    form = 'the JSON body must be {"images": [{"b64": "…"}, …]}'
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
-        raise MalformedRequest(form)
+        raise MalformedRequest(_JSON_FORM)
     for image in document["images"]:
         if not isinstance(image, dict) or set(image) != {"b64"} or not isinstance(image["b64"], str):
-            raise MalformedRequest(form)
+            raise MalformedRequest(_JSON_FORM)
         uploads.begin()
         encoded: str = image["b64"]
         if len(encoded) > _BASE64_IN_THREAD_BYTES:

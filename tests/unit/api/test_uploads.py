@@ -95,6 +95,30 @@ def test_a_raw_body_is_one_file() -> None:
     assert receive([b"ab"], "image/gif", task="video") == [b"ab"]
 
 
+@pytest.mark.parametrize(
+    "text", ['{"images":[' + "[]," * 2000 + "[]]}", "{" * 2000, '{"images":[' + '{"b64":""},' * 2000]
+)
+def test_json_of_more_structure_than_images_need_is_refused_before_it_is_whole(text: str) -> None:
+    channel = Channel([text.encode(), b"x" * 100], {"content-type": "application/json"})
+    body = Body(channel.scope["headers"], channel.receive, PACE)
+    uploads = Uploads(LIMITS)
+    with pytest.raises(MalformedRequest, match="the JSON body must be"):
+        asyncio.run(receive_files(body, envelope_of(body, "image", UploadLimits(9**9, 9**9, 4)), uploads, 9**9))
+    uploads.close()
+    assert channel.taken == 1
+
+
+def test_more_images_than_may_come_are_counted_for_the_caller() -> None:
+    text = json.dumps({"images": [{"b64": "eA=="}] * 5}).encode()
+    with pytest.raises(LimitExceeded, match="at most 4 files"):
+        receive([text], "application/json")
+
+
+def test_a_content_type_of_kilobytes_is_not_looked_into() -> None:
+    with pytest.raises(MalformedRequest, match="longer than 1,024 bytes"):
+        receive([b"x"], "image/png" + ";" * 2000)
+
+
 def test_json_brings_files_in_base64() -> None:
     document = {"images": [{"b64": base64.b64encode(data).decode()} for data in (b"one", b"two!")]}
     assert receive([json.dumps(document).encode()], "application/json; charset=utf-8") == [b"one", b"two!"]

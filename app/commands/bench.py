@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (5)")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds before each that do not count (1)")
     parser.add_argument(
-        "--max-requests", type=int, default=1_000_000, help=f"of each measurement (at most {MAX_REQUESTS:,})"
+        "--max-requests",
+        type=int,
+        default=1_000_000,
+        help=f"of each measurement after its warm-up (at most {MAX_REQUESTS:,})",
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until a request is given up (30)")
     parser.add_argument("--raw", action="store_true", help="send the file as the body, not as multipart/form-data")
@@ -66,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     for file in files:
         if not file.is_file():
             raise InvalidParameter(f"{file}: no such file")
+    if arguments.output:
+        with _writing_to(arguments.output):  # now: a folder that cannot be made should not cost a measurement
+            arguments.output.mkdir(parents=True, exist_ok=True)
     with _server(arguments) as target:
         summaries, answer = _measure(arguments, target, files)
         engine_rows_per_s = None
@@ -83,8 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_report(summaries, answer, files, engine_rows_per_s)
     if arguments.output:
-        _write(arguments.output, results, summaries, answer)
+        with _writing_to(arguments.output):
+            _write(arguments.output, results, summaries, answer)
     return 0 if any(summary.succeeded for summary in summaries) else 1
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidParameter(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
 
 
 @contextlib.contextmanager
@@ -185,7 +200,7 @@ def _engine_rows_per_s(target: Target, model: object, api_key: str | None) -> fl
         entry = json.loads(connection.getresponse().read())
         rates = [cost["rows"] / cost["milliseconds"] * 1000 for cost in entry.get("batch_curve", [])]
         return max(rates, default=0.0) * (entry.get("instances") or 1) or None
-    except (OSError, http.client.HTTPException, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, ArithmeticError, AttributeError, KeyError, TypeError):
         return None  # not this project's server: the table does without
     finally:
         connection.close()
@@ -213,7 +228,6 @@ def _print_report(
 
 
 def _write(folder: Path, results: dict[str, object], summaries: list[Summary], answer: dict[str, object]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     title = f"Latency over load: {answer.get('name', 'server')} on {answer.get('engine', '?')}"
     picture = svg(latency_over_load(summaries), title=title, x_label="requests per second", y_label="latency, ms")

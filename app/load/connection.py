@@ -14,15 +14,17 @@ from typing import cast
 
 from app.load.target import Target
 
-LOST = 0  # "status" of a request whose connection was refused or broke
+LOST = 0  # "status" of a request whose connection was refused, broke, or answered with something that is not HTTP
 TIMED_OUT = -1  # "status" of a request that had no answer in time
 
+_STATUS = re.compile(rb"HTTP/\d\.\d (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _TIMING = re.compile(rb"\r\nserver-timing:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*(\d+)", re.IGNORECASE)
 _REFUSALS = (429, 503)
+_SWITCHING_PROTOCOLS = 101  # the one status below 200 that is the last word
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._head: bytes | None = None
+        self._status = LOST  # in the head
         self._body_at = 0
         self._length: int | None = None  # of the body; None while unknown or chunked
         self._waiter: asyncio.Future[Answer] | None = None
@@ -95,15 +98,26 @@ class Connection(asyncio.Protocol):
         elif not self._received.endswith(b"0\r\n\r\n"):
             return  # the last chunk has not come
         head = self._head or b""
-        self._settle(int(head[9:12]), bytes(self._received[self._body_at :]))
+        self._settle(self._status, bytes(self._received[self._body_at :]))
         if _CLOSE.search(head) and self._transport is not None:
             self._transport.close()
 
     def _read_head(self) -> bool:
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        self._head = bytes(self._received[: end + 2])
+        """Whether the final answer's head is there; interim ones before it (100 Continue) are dropped."""
+        while True:
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return False
+            head = bytes(self._received[: end + 2])
+            status = _STATUS.match(head)
+            if status is None:
+                self.abandon(LOST)
+                return False
+            self._status = int(status[1])
+            if not 100 <= self._status < 200 or self._status == _SWITCHING_PROTOCOLS:
+                break
+            del self._received[: end + 4]
+        self._head = head
         self._body_at = end + 4
         length = _LENGTH.search(self._head)
         if length is not None:

@@ -15,9 +15,8 @@ import contextlib
 import gc
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from app.errors import InvalidParameter
 from app.load.arrivals import keep_time, poisson_arrivals
@@ -39,7 +38,9 @@ class Plan:
     """What to send. Bounded in time and in count, always.
 
     `requests` are sent in turn. `rate_per_s` makes it an open loop, with at most `connections` at once; without it the
-    loop is closed over just so many. The first `warmup_s` are sent but not counted.
+    loop is closed over just so many. What is sent in the first `warmup_s` counts neither in the samples nor in
+    `max_requests`.
+    `timeout_s` bounds connecting and each answer; an open loop sends nothing later than that after its end.
     """
 
     target: Target
@@ -94,6 +95,7 @@ class _Run:
         self.plan = plan
         self.samples = Samples()
         self.sent = 0
+        self.counted = 0  # of them, after the warm-up
         self.started_s = time.perf_counter()
         self.measured_from_s = self.started_s + plan.warmup_s
         self.until_s = self.measured_from_s + plan.seconds
@@ -102,23 +104,31 @@ class _Run:
 
     @property
     def is_over(self) -> bool:
-        return time.perf_counter() >= self.until_s or self.sent >= self.plan.max_requests
+        return time.perf_counter() >= self.until_s or self.counted >= self.plan.max_requests
 
     def next_request(self) -> bytes:
         request = self.plan.requests[self.sent % len(self.plan.requests)]
         self.sent += 1
+        if time.perf_counter() >= self.measured_from_s:
+            self.counted += 1
         return request
 
-    async def connection(self, current: Connection | None) -> Connection | None:
-        """The same connection while it is open, else a new one; None, after a pause, when there is none to be had."""
+    async def connection(self, current: Connection | None, due_s: float) -> Connection | None:
+        """The same connection while it is open, else a new one; None when there is none to be had, which is recorded
+        (and, since a refusal costs no time, comes after a pause)."""
         if current is not None and current.is_open:
             return current
         if current is not None:
             self.connections.discard(current)
         try:
-            fresh = await connect(self.plan.target)
+            async with asyncio.timeout(self.plan.timeout_s):  # a listener with a full backlog leaves it hanging
+                fresh = await connect(self.plan.target)
+        except TimeoutError:
+            self.record_unsent(TIMED_OUT, due_s)
+            return None
         except OSError:
             await asyncio.sleep(_RECONNECT_S)
+            self.record_unsent(LOST, due_s)
             return None
         self.connections.add(fresh)
         return fresh
@@ -127,8 +137,8 @@ class _Run:
         if answer.finished_s >= self.measured_from_s:
             self.samples.add(answer, due_s, self.measured_from_s)
 
-    def record_lost(self, due_s: float) -> None:
-        self.record(Answer(LOST, b"", b"", time.perf_counter()), due_s)
+    def record_unsent(self, status: int, due_s: float) -> None:
+        self.record(Answer(status, b"", b"", time.perf_counter()), due_s)
 
 
 async def _caller(run: _Run) -> None:
@@ -137,9 +147,8 @@ async def _caller(run: _Run) -> None:
     while not run.is_over:
         request = run.next_request()
         due_s = time.perf_counter()
-        connection = await run.connection(connection)
+        connection = await run.connection(connection, due_s)
         if connection is None:
-            run.record_lost(due_s)
             continue
         due_s = time.perf_counter()  # connecting is no part of a request
         run.record(await connection.exchange(request), due_s)
@@ -154,12 +163,23 @@ async def _open_caller(run: _Run, due: asyncio.Queue[float | None]) -> None:
         run.idle -= 1
         if due_s is None:
             return
+        if time.perf_counter() > run.until_s + run.plan.timeout_s:
+            run.record_unsent(TIMED_OUT, due_s)  # else a server that is behind has the run go on until it has caught up
+            continue
         request = run.next_request()
-        connection = await run.connection(connection)
-        if connection is None:
-            run.record_lost(due_s)
-        else:
+        connection = await run.connection(connection, due_s)
+        if connection is not None:
             run.record(await connection.exchange(request), due_s)
+
+
+def _counted_from(warmup_s: float, arrivals: Iterator[float], most: int) -> Iterator[float]:
+    """The arrivals of the warm-up, and at most so many after it."""
+    for arrival in arrivals:
+        if arrival >= warmup_s:
+            if most == 0:
+                return
+            most -= 1
+        yield arrival
 
 
 async def _open_loop(run: _Run, rate_per_s: float) -> None:
@@ -167,7 +187,7 @@ async def _open_loop(run: _Run, rate_per_s: float) -> None:
     due: asyncio.Queue[float | None] = asyncio.Queue()
     callers: list[asyncio.Task[None]] = []
     arrivals = poisson_arrivals(rate_per_s, plan.warmup_s + plan.seconds, plan.seed)
-    async for due_s in keep_time(islice(arrivals, plan.max_requests), run.started_s):
+    async for due_s in keep_time(_counted_from(plan.warmup_s, arrivals, plan.max_requests), run.started_s):
         due.put_nowait(due_s)
         if due.qsize() > run.idle and len(callers) < plan.connections:
             callers.append(asyncio.create_task(_open_caller(run, due)))
@@ -190,7 +210,7 @@ async def _watch(run: _Run, progress: Progress | None) -> None:
                 connection.abandon(TIMED_OUT)
         if progress is not None:
             elapsed = (now_s - run.started_s) / (run.until_s - run.started_s)
-            progress(min(1.0, max(elapsed, run.sent / run.plan.max_requests)), len(run.samples.status))
+            progress(min(1.0, max(elapsed, run.counted / run.plan.max_requests)), len(run.samples.status))
 
 
 async def generate(plan: Plan, progress: Progress | None = None) -> Samples:

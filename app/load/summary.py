@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from app.load.connection import LOST, TIMED_OUT
 from app.load.generator import Plan, Samples
 
-_DURATION = re.compile(rb"([a-z_]+);dur=([0-9.]+)")
+_DURATION = re.compile(rb"([a-z_]+);dur=(\d+\.?\d*|\.\d+)(?![\d.])")
 _NAMES = {LOST: "no connection", TIMED_OUT: "no answer in time"}
 
 
@@ -57,7 +57,7 @@ def percentiles(milliseconds: NDArray[np.float64]) -> Percentiles | None:
 
 
 def stages(timing: bytes) -> dict[str, float]:
-    """Milliseconds by stage from a Server-Timing header (W3C): `decode;dur=1.2, queue;dur=0.1`."""
+    """Milliseconds by stage from a Server-Timing header (W3C): `decode;dur=1.2, queue;dur=0.1`; numbers alone count."""
     return {name.decode(): float(duration) for name, duration in _DURATION.findall(timing)}
 
 

@@ -51,8 +51,6 @@ class Tracing:
         self._provider = provider
         self._tracer = provider.get_tracer("hiera-serve")
         self._propagator = TraceContextTextMapPropagator()
-        # Durations are measured by the monotonic clock; spans want nanoseconds since 1970.
-        self._epoch_offset_ns = time.time_ns() - time.monotonic_ns()
 
     @classmethod
     def to_otlp(cls, endpoint: str) -> Tracing:
@@ -94,13 +92,16 @@ class Tracing:
         end_s: float,
         links: Sequence[Link] = (),
     ) -> None:
+        # Durations are measured by the monotonic clock; spans want nanoseconds since 1970, and that clock may be set.
+        epoch_offset_ns = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
-            name, context=context, attributes=dict(attributes), links=links, start_time=self._epoch_ns(begin_s)
+            name,
+            context=context,
+            attributes=dict(attributes),
+            links=links,
+            start_time=int(begin_s * 1e9) + epoch_offset_ns,
         )
-        span.end(self._epoch_ns(end_s))
-
-    def _epoch_ns(self, monotonic_s: float) -> int:
-        return int(monotonic_s * 1e9) + self._epoch_offset_ns
+        span.end(int(end_s * 1e9) + epoch_offset_ns)
 
 
 class TraceRequests:

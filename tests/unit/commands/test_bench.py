@@ -23,10 +23,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     noop = False
     status = 200
+    models = MODEL
 
     def do_GET(self) -> None:
         assert self.path in ("/models", "/models/tiny")
-        self._send(401 if self.status == 401 else 200, json.dumps(MODEL).encode(), "application/json")
+        self._send(401 if self.status == 401 else 200, json.dumps(self.models).encode(), "application/json")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -94,6 +95,29 @@ def test_a_server_that_only_refuses_is_a_failure_with_its_errors_counted(
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["succeeded"] == 0
     assert run["errors"]["429"] == run["answers"] > 0
+
+
+@pytest.mark.parametrize("url", [{"models": {"batch_curve": [{"rows": 1, "milliseconds": 0}]}}], indirect=True)
+def test_a_batch_that_took_no_time_costs_the_efficiency_and_not_the_results(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.run(arguments("--url", url, "--connections", "1", "--rates", "none", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["engine_rows_per_s"] is None
+
+
+def test_an_output_that_is_no_folder_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidParameter, match=r"file: cannot be written \(File exists\)"):
+        bench.run(arguments("--url", "http://127.0.0.1:9", "--output", str(tmp_path / "file")))
+
+
+def test_an_output_that_cannot_be_written_does_not_cost_the_table(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(InvalidParameter, match=r"results\.json: cannot be written"):
+        bench.run(arguments("--url", url, "--connections", "1", "--rates", "none", "--output", str(tmp_path)))
+    assert "1 connection " in capsys.readouterr().out
 
 
 def test_automatic_rates_are_parts_of_what_the_closed_loop_reached(

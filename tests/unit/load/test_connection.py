@@ -7,6 +7,9 @@ from app.load.connection import LOST, Answer, connect
 from app.load.request import raw_request
 from app.load.target import Target
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 7\r\n\r\n"
+
 
 def exchange(*answers: list[bytes]) -> list[Answer]:
     """What one connection makes of these answers, each in its pieces."""
@@ -51,6 +54,22 @@ def test_the_server_timing_header_is_kept_whatever_its_case() -> None:
 def test_a_connection_closed_in_the_middle_is_lost_and_not_hung() -> None:
     (answer,) = exchange([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b""])
     assert answer.status == LOST
+
+
+@pytest.mark.parametrize("pieces", [[CONTINUE, OK], [CONTINUE + EARLY_HINTS + OK], [CONTINUE + OK[:20], OK[20:]]])
+def test_interim_answers_are_not_the_answer(pieces: list[bytes]) -> None:
+    assert [(answer.status, answer.body) for answer in exchange(pieces, [OK])] == [(200, b"ok")] * 2
+
+
+def test_a_change_of_protocol_is_the_answer() -> None:
+    (answer,) = exchange([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n", b""])
+    assert answer.status == 101
+
+
+def test_an_answer_that_is_not_http_breaks_its_connection_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    (answer,) = exchange([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"])
+    assert answer.status == LOST
+    assert "data_received" not in caplog.text  # where asyncio logs an exception of a protocol
 
 
 def test_a_connection_that_the_server_wants_closed_is_not_used_again() -> None:

@@ -1,10 +1,13 @@
 import asyncio
+import contextlib
+import socket
 from dataclasses import replace
 
 import pytest
 from http_double import OK, Answerer, serving
 
 from app.errors import InvalidParameter
+from app.load.arrivals import poisson_arrivals
 from app.load.connection import LOST, TIMED_OUT
 from app.load.generator import Plan, Samples, generate
 from app.load.isolated import run_isolated
@@ -89,6 +92,43 @@ def test_what_is_never_answered_times_out() -> None:
 
     samples = run(never, timeout_s=0.1, max_requests=4)
     assert list(samples.status) == [TIMED_OUT] * 4
+
+
+def test_a_server_that_takes_no_connections_ends_no_later_than_its_time_out() -> None:
+    async def scenario(listener: socket.socket) -> Samples:
+        address, port = listener.getsockname()
+        target = Target(address, port, address)
+        return await asyncio.wait_for(generate(plan(target, seconds=0.1, timeout_s=0.1)), 5)
+
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than the backlog takes
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        assert set(asyncio.run(scenario(listener)).status) == {TIMED_OUT}
+
+
+def test_an_open_loop_sends_nothing_once_its_time_and_a_time_out_are_over() -> None:
+    seen = 0
+
+    async def never(_: bytes) -> list[bytes]:
+        nonlocal seen
+        seen += 1
+        await asyncio.sleep(3600)
+        return []
+
+    samples = run(never, rate_per_s=200.0, connections=1, seconds=0.1, timeout_s=0.1)
+    assert set(samples.status) == {TIMED_OUT}
+    assert len(samples.status) == len(list(poisson_arrivals(200.0, 0.1, 0))) > 10
+    assert seen < 5
+
+
+@pytest.mark.parametrize("rate", [None, 400.0])
+def test_requests_of_the_warm_up_are_not_counted(rate: float | None) -> None:
+    samples = run(at_once, rate_per_s=rate, connections=1, warmup_s=0.2, max_requests=5)
+    assert len(samples.status) >= 5  # and those that the end of the warm-up found unanswered
+    assert samples.seconds < 20
 
 
 def test_a_server_that_is_not_there_costs_a_sample_each_and_no_spinning() -> None:

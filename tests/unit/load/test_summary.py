@@ -53,6 +53,10 @@ def test_a_server_without_timings_has_no_overhead() -> None:
     assert summarise(Plan(TARGET, (b"x",), connections=1, seconds=1.0), samples).overhead_ms is None
 
 
+def test_a_timing_that_is_no_number_is_left_out() -> None:
+    assert stages(b"decode;dur=1.2.3, queue;dur=., upload;dur=, inference;dur=2") == {"inference": 2.0}
+
+
 def test_a_run_without_any_answer_can_be_summed_up() -> None:
     nothing = summarise(Plan(TARGET, (b"x",), connections=1, seconds=1.0), Samples(seconds=1.0))
     assert (nothing.answers, nothing.throughput_per_s, nothing.latency_ms) == (0, 0.0, None)

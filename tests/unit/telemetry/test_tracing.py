@@ -66,6 +66,18 @@ def test_a_request_arrives_as_a_span_with_one_span_for_each_stage(collector: Col
     assert collector.service == "hiera-serve"
 
 
+def test_spans_stay_together_when_the_wall_clock_is_set(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracing = Tracing.to_otlp(collector.endpoint)
+    hour_ns, time_ns = 3600 * 10**9, time.time_ns
+    for clock in ("time.time_ns", "opentelemetry.sdk.trace.time_ns"):
+        monkeypatch.setattr(clock, lambda: time_ns() + hour_ns)
+    serve(tracing, TracedMetrics(tracing), scope_of("/classify/image"))
+    tracing.close()
+    began_ns = collector.named("POST /classify/image").start_time_unix_nano
+    for name in ("upload", "decode", "queue", "inference", "postprocess", "batch"):
+        assert abs(collector.named(name).start_time_unix_nano - began_ns) < hour_ns / 2, name
+
+
 def test_the_batch_is_linked_to_its_requests_once_each(collector: Collector) -> None:
     tracing = Tracing.to_otlp(collector.endpoint)
     serve(tracing, TracedMetrics(tracing), scope_of("/classify/image"))

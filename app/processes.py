@@ -10,6 +10,7 @@ worker that has died. It never reads from one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pickle
@@ -73,7 +74,8 @@ class EngineHost:
         listener.setblocking(False)
         self._settings = settings
         self._listener = listener
-        self._on_serving: Callable[[], None] | None = on_serving
+        self._on_serving = on_serving
+        self._has_served = False
         self._metrics = create_host_metrics()
         self._registry = create_registry(settings, self._metrics)
         self._rollout, self._watch = create_rollout(settings, self._registry)
@@ -91,7 +93,8 @@ class EngineHost:
         self._status = 0
 
     async def run(self) -> int:
-        """Serve until a signal, then drain. Returns the exit status: 0, or 2 when the workers find a setting wrong."""
+        """Serve until a signal, then drain. Returns the exit status: 0, or 2 when the workers find a setting wrong
+        before any of them has served."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
@@ -132,7 +135,7 @@ class EngineHost:
                 pause_s = self._count_loss(place, began)
                 reason = error.strerror or error
                 _log.error("HTTP worker %d cannot be started: %s; the next try is in %g s", place.line, reason, pause_s)
-                await asyncio.sleep(pause_s)
+                await self._pause(pause_s)
                 continue
             loop.add_reader(watch, ended.set)
             session = Session(channel, self._table, self._scrape, self._administer, ended.set)
@@ -149,14 +152,20 @@ class EngineHost:
             clear_line(self._board, place.line)
             if self._draining.is_set():
                 return
-            if status == WRONG_SETTING_STATUS:
+            # Once the server serves, a slip in a file that workers read at their start must not end the healthy ones.
+            if status == WRONG_SETTING_STATUS and not self._has_served:
                 self._status = status
                 self._draining.set()
                 self._stopping.set()
                 return
             pause_s = self._count_loss(place, began)
             _log.error("HTTP worker %d ended with status %d; the next one starts in %g s", place.line, status, pause_s)
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait before the next worker, but not into the drain."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), pause_s)
 
     def _count_loss(self, place: _Place, began: float) -> float:
         """Seconds to wait before the next worker, more after each of several losses."""
@@ -209,17 +218,20 @@ class EngineHost:
                 self._state.hopeless_reason,
             )
             self._state = state
-            if turned or now - self._told >= _BEAT_S:
+            since_s = now - self._told
+            if turned or since_s >= _BEAT_S:
                 self._told = now
+                if since_s > 2 * _BEAT_S:
+                    self._excuse(since_s - _BEAT_S, now)
                 for session in sessions:
                     session.show_state(state)
                 self._end_silent(now)
             if not self._accepting and not self._stopping.is_set() and any(each.serving for each in sessions):
                 self._accepting = True
                 asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
-                if self._on_serving is not None:
+                if not self._has_served:
+                    self._has_served = True
                     self._on_serving()
-                    self._on_serving = None
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def _sessions(self) -> list[Session]:
@@ -253,6 +265,12 @@ class EngineHost:
             if place.session.unhealthy is not None:
                 return place.session.unhealthy
         return None
+
+    def _excuse(self, unasked_s: float, now: float) -> None:
+        """Take time in which this process stood still (stopped, paused) off the workers' silence: nobody asked them,
+        and whatever stopped this process may have stopped them too."""
+        for session in self._sessions():
+            session.heard = min(session.heard + unasked_s, now)
 
     def _end_silent(self, now: float) -> None:
         for place in self._places:

@@ -6,9 +6,11 @@ What a worker had in the queue when it died is cancelled, and the memory it had 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import socket
@@ -16,10 +18,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 
-from app.errors import EngineError, HieraError, Overloaded
+from app.errors import EngineError, HieraError
+from app.media.shared import no_room
 from app.serving import wire
 from app.serving.changes import Order, Report, decode_order, encode_report
-from app.serving.channel import Channel
+from app.serving.channel import LOST, NONE, Channel
 from app.serving.mapped import KEPT_S, MappedMemory, MappedRows
 from app.serving.model import LoadedModel
 from app.serving.submission import Outcome
@@ -124,8 +127,9 @@ class Session:
         if kind == Kind.SUBMIT:
             self._submit(wire.decode_submit(payload), descriptor)
             return
-        if descriptor >= 0:
-            os.close(descriptor)
+        if descriptor != NONE:
+            if descriptor >= 0:
+                os.close(descriptor)
             raise ValueError(f"a descriptor with a frame of kind {kind}")
         if kind == Kind.CANCEL:
             cancel = self._cancels.pop(NUMBER.unpack(payload)[0], None)
@@ -151,18 +155,20 @@ class Session:
 
     def _submit(self, header: SubmitHeader, descriptor: int) -> None:
         number = header.number
-        if descriptor < 0 or number in self._cancels or header.key not in self._held:
+        if descriptor == NONE or number in self._cancels or header.key not in self._held:
             if descriptor >= 0:
                 os.close(descriptor)
             raise ValueError("a submission without its memory, of a number in use, or for a model that was not shown")
         model = self._held[header.key]
         released = partial(self._channel.send, Kind.RELEASE, NUMBER.pack(number))
         try:
+            if descriptor == LOST:  # this process was out of them
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             rows = self._memory.rows(descriptor, (header.rows, *model.row_shape))
         except OSError as error:
             logger.error("a file's rows cannot be mapped: %s", error)
-            refusal = Overloaded("the server has no room for another file now; try again", retry_after_s=1.0)
-            self._settle(number, refusal)
+            self._memory.forget(math.inf)  # what is kept holds a descriptor each, which the next file may need
+            self._settle(number, no_room(error))
             released()
             return
         try:
@@ -171,7 +177,7 @@ class Session:
             self._settle(number, error)
         except Exception:
             logger.exception("a submission failed")
-            self._settle(number, EngineError("the engine host failed; its log says why"))
+            self._settle(number, _failure())
         else:
             self._cancels[number] = cancel
 
@@ -194,11 +200,20 @@ class Session:
             self._channel.send(Kind.REFUSAL, number + wire.encode_error(error))
         except Exception:
             logger.exception("a change of the models failed")
-            failure = EngineError("the engine host failed; its log says why")
-            self._channel.send(Kind.REFUSAL, number + wire.encode_error(failure))
+            self._channel.send(Kind.REFUSAL, number + wire.encode_error(_failure()))
         else:
             self._channel.send(Kind.REPORT, number + encode_report(report))
 
     async def _expose(self, payload: bytes) -> None:
-        text, content_type = await self._scrape(payload[NUMBER.size :].decode())
-        self._channel.send(Kind.EXPOSITION, payload[: NUMBER.size] + content_type.encode() + b"\n" + text)
+        number = payload[: NUMBER.size]
+        try:
+            text, content_type = await self._scrape(payload[NUMBER.size :].decode())
+        except Exception:
+            logger.exception("a scrape failed")
+            self._channel.send(Kind.REFUSAL, number + wire.encode_error(_failure()))
+        else:
+            self._channel.send(Kind.EXPOSITION, number + content_type.encode() + b"\n" + text)
+
+
+def _failure() -> EngineError:
+    return EngineError("the engine host failed; its log says why")

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from app.errors import HieraError, Unavailable, UnknownModel
+from app.media.shared import no_room
 from app.serving import wire
 from app.serving.changes import Order, Report, decode_report, encode_order
 from app.serving.changes import State as ModelState
-from app.serving.channel import Channel
+from app.serving.channel import LOST, Channel
 from app.serving.curve import CostModel
 from app.serving.dispatcher import Answer, Dispatcher, RowsLease, tell
 from app.serving.model import LoadedModel
@@ -183,7 +184,11 @@ class HostLink:
         self._channel.send(Kind.SERVING)
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
-        """The metrics of all processes together, and their content type."""
+        """The metrics of all processes together, and their content type.
+
+        Raises:
+            EngineError: the host failed to add them up.
+        """
         number = next(self._numbers)
         answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
         self._scrapes[number] = answer
@@ -211,13 +216,19 @@ class HostLink:
     def submit(
         self, key: int, lease: RowsLease, deadline: float, settle: Callable[[Outcome], None]
     ) -> Callable[[], None]:
-        """`Dispatcher.submit` for the model `key`."""
+        """`Dispatcher.submit` for the model `key`.
+
+        Raises:
+            Overloaded: no descriptor is left.
+        """
         number = next(self._numbers)
         try:
-            descriptor = os.dup(lease.fd)
             header = wire.encode_submit(SubmitHeader(number, key, len(lease.rows), deadline))
-        except BaseException:
+            descriptor = os.dup(lease.fd)
+        except BaseException as error:
             lease.close()
+            if isinstance(error, OSError):
+                raise no_room(error) from error
             raise
         self._leases[number] = lease
         self._waiting[number] = settle
@@ -235,13 +246,16 @@ class HostLink:
         elif kind == Kind.REPORT:
             _settle(self._orders.get(*NUMBER.unpack_from(payload)), decode_report(payload[NUMBER.size :]))
         elif kind == Kind.REFUSAL:
-            _settle(self._orders.get(*NUMBER.unpack_from(payload)), wire.decode_error(payload[NUMBER.size :]))
+            number, refusal = NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :])
+            _settle(self._orders.get(number), refusal)
+            _settle(self._scrapes.get(number), refusal)
         elif kind == Kind.FAILURE:
             self._settled(NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.RELEASE:
             self._leases.pop(*NUMBER.unpack(payload)).close()
         elif kind == Kind.CONNECTION:
-            self._events.on_connection(socket.socket(fileno=descriptor))
+            if descriptor != LOST:  # else the kernel has closed it already
+                self._events.on_connection(socket.socket(fileno=descriptor))
         elif kind == Kind.STATE:
             self.models.follow(pickle.loads(payload))  # noqa: S301 - from the process that started this one
         elif kind == Kind.TABLE:

@@ -12,7 +12,7 @@
     PULSE how the worker is, its metrics      ──▶
     DROPPED a model that it has done with     ──▶
     SCRAPE                                    ──▶
-                                              ◀──   EXPOSITION
+                                              ◀──   EXPOSITION | REFUSAL
     ORDER to change the models                ──▶
                                               ◀──   REPORT | REFUSAL     once every worker was shown the models
                                               ◀──   PHASE                of the drain

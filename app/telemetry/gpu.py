@@ -76,7 +76,12 @@ class GpuCollector(Collector):
 
 
 def _devices(nvml: Any) -> Iterable[tuple[str, str, Any]]:
-    for index in range(nvml.nvmlDeviceGetCount()):
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as error:
+        logger.warning("no GPU metrics: the driver answers, but not how many GPUs there are (%s)", error)
+        return
+    for index in range(count):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             title = nvml.nvmlDeviceGetName(handle)

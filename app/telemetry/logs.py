@@ -20,6 +20,9 @@ _LEAST_LEVEL = {"uvicorn.error": logging.ERROR, "python_multipart": logging.ERRO
 # Printable ASCII but for space, quote, equals sign and backslash.
 _PLAIN_WORD = re.compile(r"[!#-<>-\[\]-~]+")
 
+# Control characters, and what else ends a line for some who read logs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 LogFormat = Literal["plain", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -55,7 +58,7 @@ class PlainLines(logging.Formatter):
         if identifier is not None:
             fields.setdefault("request_id", identifier)
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-        line = f"{_timestamp(record)} {record.levelname:<7} {record.getMessage()}{pairs}"
+        line = f"{_timestamp(record)} {record.levelname:<7} {_on_one_line(record.getMessage())}{pairs}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -83,6 +86,11 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 
 def _timestamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _on_one_line(message: str) -> str:
+    """A message may quote a caller (the name of a model): it then forges no line and colours no terminal."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
 
 
 def _quoted(value: object) -> str:

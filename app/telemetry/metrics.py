@@ -7,11 +7,12 @@ exists (as 0) as soon as its labels can be known, so that a rate or an alert nev
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 TASKS = ("image", "video")
 STAGES = ("upload", "decode", "queue", "inference", "postprocess")
@@ -21,6 +22,15 @@ NO_MODEL = "none"  # the label of requests that were answered before they were a
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """What writes the exposition that an Accept header asks for, and its content type. A header that prometheus_client
+    cannot read (a version that is no number) asks for nothing."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        return choose_encoder("")
 
 
 class Metrics:
@@ -213,7 +223,7 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics when `accept` asks for it, else Prometheus' text format."""
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = encoder_for(accept)
         return encode(self.registry), content_type
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+
+from app.telemetry.metrics import encoder_for
 
 _KEPT_TYPES = ("counter", "histogram")  # what must never go down; a gauge ends with its process
 _OF_ONE_PROCESS = ("process_start_time_seconds", "process_max_fds")
@@ -58,7 +59,7 @@ class Totals:
             families.append(total)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Fixed(families))
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = encoder_for(accept)
         return encode(registry), content_type
 
 

@@ -157,6 +157,12 @@ def test_every_series_is_there_from_the_start(pair: RunningServer, client: httpx
     assert samples_of(httpx.get(f"{pair.url}/metrics").text).keys() == samples_of(client.get("/metrics").text).keys()
 
 
+def test_a_scrape_with_an_odd_header_is_answered(pair: RunningServer) -> None:
+    answer = httpx.get(f"{pair.url}/metrics", headers={"accept": "text/plain; version=x"}, timeout=PATIENCE_S)
+    assert answer.status_code == 200
+    assert OK_REQUESTS in samples_of(answer.text)
+
+
 def test_a_killed_worker_costs_its_own_connections_and_is_replaced(start_server: StartServer) -> None:
     running = start_server(http_workers=2).wait_until_ready()
     workers = set(children_of(running.process.pid))

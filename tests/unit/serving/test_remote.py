@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from scarcity import descriptors_left
 from serving_fakes import PATIENCE_S, ROW_SHAPE, FakeEngine, Gate, classes_of, flat_curve, manifest_of, rows_of
 
 from app.engines.base import EngineInfo
@@ -289,6 +291,66 @@ def test_a_full_queue_is_refused_and_the_rows_come_back() -> None:
     steps(scene)
 
 
+def test_a_worker_without_descriptors_answers_that_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+
+        def no_descriptor(fd: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        lease = Lease(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", no_descriptor)
+            with pytest.raises(Overloaded, match="no room for another file"):
+                await house.shown().dispatcher.infer(lease, soon())
+        assert lease.closes == 1
+        assert classes_of(await house.shown().dispatcher.infer(Lease(2), soon())) == [2]
+
+    steps(scene)
+
+
+def test_a_connection_that_a_worker_has_no_descriptor_for_is_closed_and_the_worker_lives() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        caller, accepted = socket.socketpair()
+        with caller:
+            house.session.give(accepted)
+            house.session._channel._flush()  # now, as another process would: what has left is closed here
+            with descriptors_left(0):
+                async with asyncio.timeout(PATIENCE_S):
+                    caller.setblocking(False)
+                    assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
+        assert classes_of(await house.shown().dispatcher.infer(Lease(1), soon())) == [1]
+        assert not house.ended.is_set()
+
+    steps(scene)
+
+
+def test_a_host_without_descriptors_answers_that_there_is_no_room_and_keeps_the_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        assert classes_of(await house.shown().dispatcher.infer(Lease(1), soon())) == [1]
+        kept = house.session._memory._kept
+        assert len(kept) == 1
+        outcomes: list[object] = []
+        lease = Lease(2)
+        house.shown().dispatcher.submit(lease, soon(), outcomes.append)
+        house.link._channel._flush()  # now, as another process would: what has left is closed here
+        with descriptors_left(0):
+            await until(lambda: bool(outcomes))
+        assert isinstance(outcomes[0], Overloaded)
+        assert "no room for another file" in str(outcomes[0])
+        await until(lambda: lease.closes == 1)
+        assert not kept  # each held a descriptor
+        assert "a file's rows cannot be mapped: [Errno 24] Too many open files" in caplog.messages
+        assert classes_of(await house.shown().dispatcher.infer(Lease(3), soon())) == [3]
+        assert not house.ended.is_set()
+
+    steps(scene)
+
+
 def test_an_engine_s_error_comes_out_as_the_same_exception() -> None:
     async def scene(house: House) -> None:
         def fail(marks: list[int]) -> None:
@@ -396,6 +458,21 @@ def test_what_changes_from_second_to_second_follows() -> None:
         assert await house.link.scrape("any") == (b"text for any", "text/plain")
 
     steps(scene)
+
+
+def test_a_scrape_that_fails_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(house: House) -> None:
+        async def broken(accept: str) -> tuple[bytes, str]:
+            raise KeyError("a family")
+
+        house.session._scrape = broken
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(EngineError, match="its log says why"):
+                await house.link.scrape("any")
+        assert house.link._scrapes == {}
+
+    steps(scene)
+    assert [record.message for record in caplog.records] == ["a scrape failed"]
 
 
 def test_an_order_travels_to_the_host_and_its_report_or_refusal_comes_back() -> None:

@@ -101,6 +101,21 @@ def test_where_the_drivers_library_is_missing_there_is_no_series(monkeypatch: py
     assert generate_latest(registry).count(b"# TYPE hiera_gpu_") == len(GAUGES)
 
 
+def test_where_the_driver_does_not_say_how_many_there_are_there_is_no_series(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown() -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", unknown)
+    registry = CollectorRegistry()
+    watch_gpus(registry)
+    assert samples(registry) == {}
+    (line,) = caplog.messages
+    assert line.startswith("no GPU metrics")
+
+
 def test_where_the_package_is_missing_there_is_no_series(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     registry = CollectorRegistry()

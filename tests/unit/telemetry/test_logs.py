@@ -69,6 +69,29 @@ def test_what_a_caller_sent_cannot_pass_for_a_line_or_a_field(forged: str) -> No
 
 
 @pytest.mark.parametrize(
+    "end", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\x1b[2K", "\x00"]
+)
+def test_a_message_that_quotes_a_caller_stays_on_its_line(end: str) -> None:
+    stream = written("plain")
+    logging.getLogger("x").warning("no change: there is no model named é%s2026-01-01 INFO all is well", end)
+    text = stream.getvalue()
+    assert text.splitlines() == [text.rstrip("\n")]
+    assert text.rstrip("\n").isprintable()
+    assert "named é\\" in text
+
+
+def test_a_stack_trace_is_on_lines_of_its_own() -> None:
+    stream = written("plain")
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        logging.getLogger("x").exception("it\nfailed")
+    first, second, *_, last = stream.getvalue().splitlines()
+    assert first.endswith("ERROR   it\\nfailed")
+    assert (second, last) == ("Traceback (most recent call last):", "ValueError: inside")
+
+
+@pytest.mark.parametrize(
     "forged", ["a\n{}", "a\x85{}", "a\u2028{}", "a\u2029{}", "a\x0b{}", 'a", "level": "error', "\u202e"]
 )
 def test_a_json_line_is_one_line_for_whoever_reads_it(forged: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.metrics import Metrics
@@ -51,6 +52,15 @@ def test_it_has_every_series_and_help_text_of_one_process_in_both_formats() -> N
         total, total_type = Totals(host.registry).render([encode_samples(worker.registry)], accept)
         assert total_type == content_type
         assert without_values(total) == without_values(alone)
+
+
+@pytest.mark.parametrize("accept", ["text/plain; version=x", "application/openmetrics-text; version=1.x"])
+def test_a_header_that_cannot_be_read_asks_for_nothing(accept: str) -> None:
+    host = metrics()
+    for render in (host.render, lambda accept: Totals(host.registry).render([], accept)):
+        (text, content_type), (_, usual_type) = render(accept), render("")
+        assert content_type == usual_type
+        assert "hiera_rows_total" in text.decode()
 
 
 def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:

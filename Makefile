@@ -5,6 +5,9 @@ TEST_VENV := .venv-test
 AUDIT_VENV := .venv-audit
 NEWEST_VENV := .venv-newest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What pip says to an older Python is a riddle.
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Python 3.11 or later is needed: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-newest check fuzz audit test-browser test-docker format lock clean
@@ -13,6 +16,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
 $(VENV)/.ready: requirements/serve.lock pyproject.toml
+	@$(NEW_ENOUGH)
 	@echo "Making the serving environment in $(VENV) (no torch) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --require-hashes -r requirements/serve.lock
@@ -20,19 +24,21 @@ $(VENV)/.ready: requirements/serve.lock pyproject.toml
 	@touch $@
 
 $(TEST_VENV)/.ready: requirements/test.lock pyproject.toml
+	@$(NEW_ENOUGH)
 	@echo "Making the test environment in $(TEST_VENV) (with torch) …"
 	@$(PYTHON) -m venv $(TEST_VENV)
 	@$(TEST_VENV)/bin/pip install --quiet -r requirements/test.lock
 	@$(TEST_VENV)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
-run: $(VENV)/.ready ## make the environment and start the server on port 8000
+run: $(VENV)/.ready ## make the environment and start the server on port 8000 (HIERA_PORT= for another one)
 	@$(VENV)/bin/hiera-serve run
 
-test: check ## everything that CI runs: format, lint, types, layers, tests
+test: check ## format, lint, types, layers, tests (.ci/run, for CI, adds a browser, Triton and Docker)
 	@$(TEST_VENV)/bin/python -m pytest --quiet
 
 test-newest: ## the unit tests with the newest release of every dependency, as pip takes them (PYTHON= for another one)
+	@$(NEW_ENOUGH)
 	@$(PYTHON) -m venv --clear $(NEWEST_VENV)
 	@$(NEWEST_VENV)/bin/pip install --quiet --editable '.[cpu,test]' onnx
 	@$(NEWEST_VENV)/bin/python -m pytest --quiet tests/unit --ignore tests/unit/training
@@ -80,4 +86,4 @@ lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools o
 	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml
 
 clean: ## remove the environments and the caches
-	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) $(NEWEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) $(NEWEST_VENV) .venv-export .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

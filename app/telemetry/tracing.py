@@ -12,6 +12,7 @@ own variables: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
@@ -34,6 +35,7 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Describe = Callable[[Scope], Mapping[str, str]]
 
+_LONGEST_CLOSE_S = 2.0
 _LAST_STAGE = "postprocess"  # serving reports the stages of one file together, in order, when this one is over
 _CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 
@@ -60,13 +62,15 @@ class Tracing:
             endpoint: the collector's address, as `http://collector:4318`.
         """
         resource = Resource.create({} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "hiera-serve"})
-        provider = TracerProvider(resource=resource)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` does it, within bounds
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
         return cls(provider)
 
     def close(self) -> None:
-        """Send what is left and end the background thread."""
-        self._provider.shutdown()
+        """Send what is left, and wait for that no longer than `_LONGEST_CLOSE_S`: a collector may be away."""
+        closing = threading.Thread(target=self._provider.shutdown, name="end-traces", daemon=True)
+        closing.start()
+        closing.join(_LONGEST_CLOSE_S)
 
     def start_request(self, name: str, headers: Iterable[tuple[bytes, bytes]], attributes: Mapping[str, str]) -> Span:
         """Open a request's span, below the caller's span if its headers name one."""

@@ -57,10 +57,29 @@ def test_every_setting_can_be_given_to_compose_but_those_that_the_image_fixes() 
     fixed = {"HOST", "PORT", "GRPC_PORT", "MODEL_REPOSITORY", "ENGINE_CACHE_FOLDER"}
     for service in ("server", "server-gpu"):
         variables = {entry.split("=")[0] for entry in COMPOSE["services"][service]["environment"]}
-        assert variables == known - {f"HIERA_{name}" for name in fixed}
+        assert {name for name in variables if name[:5] != "OTEL_"} == known - {f"HIERA_{name}" for name in fixed}
     image = re.findall(r"HIERA_[A-Z_]+", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
     assert image
     assert set(image) <= known
+
+
+def test_every_variable_of_compose_is_documented_and_every_documented_one_is_taken() -> None:
+    documented = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")))
+    replaced = set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    handed = {name for service in COMPOSE["services"].values() for name in service.get("environment", ())}
+    assert {name for name in replaced | handed if not name.startswith(("HIERA_", "GF_"))} <= documented
+    assert {name for name in documented if name.startswith("OTEL_")} <= handed
+    assert "HIERA_WEIGHTS_URL" in documented & set(COMPOSE["services"]["export"]["environment"])
+
+
+def test_prometheus_needs_one_line_more_where_metrics_need_a_key() -> None:
+    for path in ("docker/prometheus/prometheus.yml", "deploy/kubernetes/base/monitoring.yaml"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        with_key = re.sub(r"# (authorization: )", r"\1", text)
+        assert with_key != text, path
+        document = yaml.safe_load(with_key)
+        job = document["scrape_configs"][0] if "scrape_configs" in document else document["spec"]["endpoints"][0]
+        assert set(job["authorization"]) == {"credentials"}
 
 
 def test_docker_waits_longer_than_a_drain_takes() -> None:

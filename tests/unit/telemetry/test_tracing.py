@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -128,3 +130,11 @@ def test_without_tracing_the_server_loads_none_of_it() -> None:
     script = "import sys, app.main; print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_collector_that_never_answers_is_not_waited_for_at_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and that is all
+        tracing = Tracing.to_otlp(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        serve(tracing, TracedMetrics(tracing), scope_of("/classify/image"))
+        tracing.close()
+        assert "end-traces" in {thread.name for thread in threading.enumerate()}  # it still tries

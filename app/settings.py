@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     """Most bytes of all images of one request together."""
     max_files_per_request: PositiveCount = 16
     """Most images in one request; of videos it is always one."""
-    max_clips: PositiveCount = 16
+    max_clips: Annotated[int, Field(ge=1, le=333)] = 16
     """Most temporal views that a caller may ask for."""
     max_queue_rows: PositiveCount = 1024
     """Most rows that are admitted and not answered; more is refused with 429."""

@@ -130,6 +130,8 @@ def serve(socket_fd: int, parent_pid: int, load: Callable[[Kind, MediaLimits], D
     sandbox.die_with_parent(parent_pid)
     for ignored in _IGNORED_SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
+    # Whoever started the server may ignore this one, and so would we: the kernel would reap our children before us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     faulthandler.enable()
     keep_freed_memory()
     control = socket.socket(fileno=socket_fd)

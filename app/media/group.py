@@ -208,8 +208,9 @@ class WorkerGroup:
     def changed(self) -> None:
         self._on_changed()
         trouble = self.trouble
-        if trouble is not None:
+        if self._supervisor.struggling:  # go on with those that there are, if there are any
             self._started.set()
+        if trouble is not None:
             self._waiting.fail_all(lambda: Unavailable(trouble))
 
     def restarted(self, reason: str) -> None:
@@ -251,6 +252,7 @@ class WorkerGroup:
             worker.process.send(header, ticket.job, ticket.body, buffer if is_new else None)
         except ConnectionError:  # it died this moment, before it had the job; its exit status, which follows, tells why
             self._discard(run)
+            ticket.attempts -= 1  # it was none; and this worker is idle no more, so that this comes to an end
             self._wait_again(ticket)
         except OSError as error:
             self._discard(run)

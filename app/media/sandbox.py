@@ -100,11 +100,14 @@ def confine(memory_bytes: int) -> str:
         "seccomp" if both walls stand; "rlimits" if the kernel or the architecture has no filter for us.
     """
     _raise_oom_score()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_WRITTEN_BYTES, MAX_WRITTEN_BYTES))
-    address_space = _mapped_bytes() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    for limit, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_FSIZE, MAX_WRITTEN_BYTES),
+        (resource.RLIMIT_AS, _mapped_bytes() + memory_bytes),
+    ):
+        allowed = _within_hard_limit(limit, most)
+        resource.setrlimit(limit, (allowed, allowed))
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     architecture = _ARCHITECTURES.get(platform.machine())
@@ -117,7 +120,14 @@ def allow_cpu_time(seconds: float) -> None:
     """Let this process use `seconds` more of processor time (rounded up); then SIGXCPU ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (_within_hard_limit(resource.RLIMIT_CPU, soft), hard))
+
+
+def _within_hard_limit(limit: int, wanted: int) -> int:
+    """`wanted`, or what whoever started the server allows at most: only root may go beyond that."""
+    hard = resource.getrlimit(limit)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -129,8 +139,10 @@ def _prctl(option: int, value: int) -> None:
 
 def _raise_oom_score() -> None:
     """If the machine runs out of memory, it should end a worker and not the server; a wish, not a condition."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+        score = int(file.read())  # the server's own; Kubernetes gives some pods more than 500
+        file.seek(0)
+        file.write(str(min(1000, score + 500)))
 
 
 def _mapped_bytes() -> int:

@@ -24,6 +24,7 @@ FAILED_STARTS_TOLERATED = 3
 CRASHES_TOLERATED = 20
 _PROVEN_AFTER_S = 10.0  # a worker that waited this long for a job did start properly
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
+_MOST_DOUBLINGS = 16  # of the pause; enough for the longest
 _EXIT_GRACE_S = 1.0  # from our hanging up to the end of the process; then it is killed
 _LONE_GRACE_S = 3.0  # from its hanging up to the news of its end
 _NEWS_GRACE_S = 5.0  # from killing it to the news of its end; then its fork server is killed too
@@ -133,9 +134,14 @@ class Supervisor:
         return [worker for worker in self._workers if worker.ready_at is not None]
 
     @property
+    def struggling(self) -> bool:
+        """Whether workers fail to start one after the other; some may work."""
+        return self._failed_starts >= FAILED_STARTS_TOLERATED
+
+    @property
     def trouble(self) -> str | None:
         """Why there are no workers and will be none soon; None while all is well or may yet be."""
-        if self._failed_starts < FAILED_STARTS_TOLERATED or self.ready:
+        if not self.struggling or self.ready:
             return None
         return f"the processes that decode {self._name}s cannot be kept alive; the server's log says why"
 
@@ -217,9 +223,10 @@ class Supervisor:
             worker.recycle_after_jobs = 0
 
     def _start_failed(self) -> None:
-        self._failed_starts += 1
-        if self._pause is None:
-            pause_s = min(_FIRST_PAUSE_S * 2.0 ** (self._failed_starts - 1), _LONGEST_PAUSE_S)
+        if self._pause is None:  # else one hiccup of a fork server would count for each of its workers
+            self._failed_starts += 1
+            doublings = min(self._failed_starts - 1, _MOST_DOUBLINGS)
+            pause_s = min(_FIRST_PAUSE_S * 2.0**doublings, _LONGEST_PAUSE_S)
             self._pause = asyncio.get_running_loop().call_later(pause_s, self._resume)
         self._listener.changed()
 

@@ -23,7 +23,8 @@ from fastapi import FastAPI
 from app.core import SharedEngines
 from app.main import connection_limits, create_app
 from app.media.sandbox import die_with_parent
-from app.server import ConnectionLimits, DrainingServer
+from app.protocol import ConnectionLimits
+from app.server import DrainingServer
 from app.serving.board import AdmissionBoard
 from app.serving.remote import HostLink, LinkEvents
 from app.serving.wire import Phase

@@ -25,7 +25,7 @@ from app.core import Core, SharedEngines, create_core, create_shared_core, load_
 from app.errors import HieraError
 from app.media.heap import give_back_freed_memory
 from app.media.pool import RESTART_REASONS, WORKER_STATES
-from app.server import ConnectionLimits
+from app.protocol import ConnectionLimits
 from app.serving.registry import ModelRegistry
 from app.serving.remote import RemoteModels
 from app.serving.results import Task

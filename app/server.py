@@ -1,4 +1,4 @@
-"""The HTTP server on its socket: uvicorn, with bounds on connections and headers, and with a drain that loses nothing.
+"""The HTTP server on its socket: uvicorn, with a drain that loses nothing.
 
 SIGTERM or SIGINT ──> not ready, requests are still taken ──grace──> no new ones ──> accepted ones finish ──> end
                           a second signal skips the grace          a second signal ends them unfinished
@@ -9,237 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.gate import Gate
-from app.api.middleware import ACCESS_LOGGER
-from app.api.problems import MEDIA_TYPE
-from app.api.schemas import Problem
+from app.protocol import ConnectionLimits, limited_protocol
 
 _log = logging.getLogger("hiera.server")
-_access = logging.getLogger(ACCESS_LOGGER)
 _BACKLOG = 2048
 _CLEAN_UP_S = 5.0  # beyond the bound of a shutdown, for closing what the requests used
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """What a connection may take before a request is understood."""
-
-    max_connections: int
-    header_timeout_s: float
-    max_header_bytes: int
-    keep_alive_s: float
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    status: int
-    title: str
-    code: str
-    detail: str
-
-
-_NOT_HTTP = _Refusal(400, "Bad Request", "malformed_request", "this is not a valid HTTP/1.1 request.")
-_TOO_LATE = _Refusal(408, "Request Timeout", "upload_too_slow", "the request's headers came too slowly.")
-_TOO_LONG = _Refusal(
-    431, "Request Header Fields Too Large", "headers_too_large", "the request's headers are too large."
-)
-_TOO_MANY = _Refusal(503, "Service Unavailable", "too_many_connections", "all connections are taken; try again later.")
-
-
-def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request. What
-    `gate` refuses is answered here; its body is read and dropped."""
-
-    class LimitedProtocol(HttpToolsProtocol):
-        _reading_head = True
-        _head_bytes = 0
-        _spoke = False
-        _head_timer: asyncio.TimerHandle | None = None
-        _refusal = _NOT_HTTP
-        _dropping = False  # the body of a request that is answered already
-        _ends = False  # after the answers that are due
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_head_timer()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            self._spoke = True
-            self._head_bytes += len(data)
-            self._unset_keepalive_if_required()
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserError:
-                self._refuse(self._refusal)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                if not self._is_connect():
-                    self._begin_again_without_upgrade(data[upgrade.args[0] :])
-            if self._dropping or self._is_answered():
-                self._await_more()
-            if not self._reading_head:
-                self._stop_head_timer()
-            elif self._head_bytes > limits.max_header_bytes:
-                self._refuse(_TOO_LONG)
-            elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
-
-        def on_message_begin(self) -> None:
-            self._reading_head = True
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            if self.parser.should_upgrade() and not self._is_connect():
-                return
-            # Reads bring more than the head, so the count is exact only where it could matter.
-            if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
-                self._refusal = _TOO_LONG
-            elif len(self.connections) > limits.max_connections and not self.url.startswith(b"/health/"):
-                self._refusal = _TOO_MANY
-            if self._refusal is not _NOT_HTTP or not self._names_one_host():
-                raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into send_400_response
-            self._reading_head = False
-            self._head_bytes = 0
-            if self._can_refuse():
-                answer = gate.answer(self.url, self.headers, self.server_state.default_headers)
-                if answer is not None:
-                    self.transport.write(answer)
-                    self._dropping = True
-                    return
-            self._unset_keepalive_if_required()  # it may have come with the end of a body that was dropped
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            if not self._dropping:
-                super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            if self.parser.should_upgrade() and not self._is_connect():
-                return
-            if self._dropping:
-                self._dropping = False
-                self._await_more()
-            else:
-                super().on_message_complete()
-
-        def _begin_again_without_upgrade(self, rest: bytes) -> None:
-            """An upgrade is ignored (RFC 9110, 7.8). The parser has taken the body for another protocol, so it gets the
-            head once more, without what made it think so."""
-            head = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
-            version = self.parser.get_http_version().encode()
-            line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
-            try:
-                self.parser.feed_data(b"%b%b\r\n%b" % (line, head, rest))
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                self._refuse(self._refusal)
-
-        def _is_connect(self) -> bool:
-            """For the parser these are upgrades too; they have no body, and are answered as what is not allowed."""
-            return bool(self.parser.get_method() == b"CONNECT")
-
-        def _names_one_host(self) -> bool:
-            hosts = sum(name == b"host" for name, _ in self.headers)
-            return hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")  # RFC 9112, 3.2
-
-        def _is_answered(self) -> bool:
-            """The request that is being read has its answer, and what comes is the rest of its body."""
-            return not self._reading_head and self.cycle is not None and self.cycle.response_complete
-
-        def _can_refuse(self) -> bool:
-            """Nothing else is going on here, and the connection lives on after the answer."""
-            return (
-                (self.cycle is None or self.cycle.response_complete)
-                and self.parser.get_method() == b"POST"
-                and self.parser.get_http_version() == "1.1"
-                and self.parser.should_keep_alive()
-            )
-
-        def _await_more(self) -> None:
-            self._unset_keepalive_if_required()
-            if not self.transport.is_closing():
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(self._refusal)
-
-        def _head_size(self) -> int:
-            return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
-        def _stop_head_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-        def _refuse(self, refusal: _Refusal) -> None:
-            self._stop_head_timer()
-            if self.transport.is_closing():
-                return
-            if self._close_behind_answers():
-                return
-            if self._spoke:
-                request_id = os.urandom(16).hex()
-                self.transport.write(_refusal_bytes(refusal, request_id))
-                client = self.client[0] if self.client else None
-                fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
-                _access.info("refused before it was a request", extra={"fields": fields})
-            self.transport.close()
-
-        def _close_behind_answers(self) -> bool:
-            """A refusal must not overtake the answers to the requests before it (RFC 9112, 9.3.2): the connection is
-            closed behind those. False where there are none."""
-            if self.cycle is None or self.cycle.response_complete:
-                return False
-            if self.cycle.more_body:  # it is the one whose body broke off
-                if not self.pipeline:
-                    return False
-                self.pipeline.popleft()
-            self._ends = True
-            return True
-
-        def on_response_complete(self) -> None:
-            is_last = not self.pipeline
-            super().on_response_complete()
-            if self._ends and is_last:
-                self.transport.close()
-
-    return LimitedProtocol
-
-
-def _refusal_bytes(refusal: _Refusal, request_id: str) -> bytes:
-    body = Problem(
-        type=f"/docs#{refusal.code}",
-        title=refusal.title,
-        status=refusal.status,
-        detail=refusal.detail,
-        code=refusal.code,
-        request_id=request_id,
-    ).model_dump_json()
-    headers = [
-        f"content-type: {MEDIA_TYPE}",
-        f"content-length: {len(body)}",
-        f"x-request-id: {request_id}",
-        "x-content-type-options: nosniff",
-        "connection: close",
-        *(["retry-after: 1"] if refusal.status == 503 else []),
-    ]
-    return STATUS_LINE[refusal.status] + "\r\n".join([*headers, "", body]).encode()
 
 
 def allow_open_files() -> None:

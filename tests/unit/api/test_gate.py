@@ -19,7 +19,7 @@ from app.api.gate import Gate
 from app.api.keys import KeyRing
 from app.api.query import QueryLimits, QueryParser
 from app.errors import Overloaded
-from app.server import ConnectionLimits, limited_protocol
+from app.protocol import ConnectionLimits, limited_protocol
 from app.serving.results import ClassifyOptions, Task
 
 URL = b"/classify/image?top_k=5"

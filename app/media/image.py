@@ -66,8 +66,8 @@ _DAMAGE = (
 Image.MAX_IMAGE_PIXELS = None
 # Workers are processes, as many as there are cores; threads inside of them would only be in each other's way.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# A text or profile of a PNG that unpacks to more than Pillow's 1 MiB is no damage: printers' profiles do. It is not used,
-# and unpacked all the same, so there must be a bound.
+# A text or profile of a PNG that unpacks to more than Pillow's 1 MiB is no damage: printers' profiles do. It is not
+# used, and unpacked all the same, so there must be a bound.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
 

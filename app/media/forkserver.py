@@ -76,6 +76,11 @@ class _ForkServer:
                 if child.number == number:
                     os.kill(child.pid, signal.SIGKILL)
             return True
+        if len(descriptors) < _DESCRIPTORS_PER_FORK:  # this process has no room for more: the kernel dropped the rest
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._control.send(messages.encode_exit(number, 1))
+            return True
         channel, stderr = descriptors
         try:
             self._fork(number, channel, stderr)

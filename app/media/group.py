@@ -108,7 +108,7 @@ class WorkerGroup:
         return {worker.confinement for worker in self._supervisor.ready if worker.confinement is not None}
 
     async def start(self) -> None:
-        """Start the workers and wait until all are ready.
+        """Start the workers and wait until all are ready, or as many as can be had.
 
         Raises:
             Unavailable: they cannot be kept alive, or the group is closed meanwhile.

@@ -110,7 +110,7 @@ class MediaPool:
         }
 
     async def start(self) -> None:
-        """Start all workers at once and wait until they are ready.
+        """Start all workers at once and wait until they are ready, or as many of each kind as can be had.
 
         Raises:
             Unavailable: workers end as soon as they are started. The pool is closed then.

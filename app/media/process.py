@@ -34,8 +34,10 @@ _EXIT_BYTES = 64
 
 def _environment() -> dict[str, str]:
     """What a worker inherits: nothing of the server's settings or keys, one thread in each numeric library."""
+    # What the server imports from they need too; a relative entry would mean another folder there.
+    paths = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     environment = {
-        "PYTHONPATH": _IMPORT_ROOT,
+        "PYTHONPATH": os.pathsep.join([_IMPORT_ROOT, *paths]),
         "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -236,8 +238,8 @@ class ForkServer:
         os.close(self._stderr)
         self._process = self._control = None
         workers, self._workers = self._workers, {}
-        for worker in workers.values():
-            worker.exited(-signal.SIGKILL, words)
+        for worker in workers.values():  # each by itself: what goes wrong with one keeps nothing from the others
+            asyncio.get_running_loop().call_soon(worker.exited, -signal.SIGKILL, words)
 
 
 def _rights(*descriptors: int) -> list[tuple[int, int, array.array[int]]]:

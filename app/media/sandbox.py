@@ -117,11 +117,15 @@ def confine(memory_bytes: int) -> str:
 
 
 def allow_cpu_time(seconds: float) -> None:
-    """Let this process use `seconds` more of processor time (rounded up); then SIGXCPU ends it."""
+    """Let this process use `seconds` more of processor time (rounded up); then SIGXCPU ends it.
+
+    Where that cannot be had it is done without: no file is to blame for it, and the pool's clock bounds each job too.
+    """
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime + seconds) + 2
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (_within_hard_limit(resource.RLIMIT_CPU, soft), hard))
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (_within_hard_limit(resource.RLIMIT_CPU, soft), hard))
 
 
 def _within_hard_limit(limit: int, wanted: int) -> int:

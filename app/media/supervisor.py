@@ -113,6 +113,7 @@ class Supervisor:
         self._new_fork_server = new_fork_server
         self._forks = new_fork_server()
         self._crashes = 0  # of its workers
+        self._trial: Worker | None = None  # the first of another fork server, until it is ready; one more than `count`
         self._listener = listener
         self._recycle_after_jobs = recycle_after_jobs
         self._start_timeout_s = start_timeout_s
@@ -171,6 +172,8 @@ class Supervisor:
         self._closing = True
         if self._pause is not None:
             self._pause.cancel()
+        if self._trial is not None:  # nobody else is on that fork server
+            self._trial.process.fork_server.kill()
         for worker in list(self._workers):
             if worker.ready_at is None:
                 worker.process.kill()
@@ -191,22 +194,29 @@ class Supervisor:
                 _logger.error("cannot start a worker for %ss: %s", self._name, error)
                 self._start_failed()
                 break
-            worker = Worker(process, self._recycle_after_jobs)
-            self._workers.append(worker)
-            worker.set_timer(self._start_timeout_s, self._start_overran, worker)
-            process.on_exit = functools.partial(self._exited, worker)
-            asyncio.get_running_loop().add_reader(process.channel.fileno(), self._heard, worker)
+            self._add(process)
         self._listener.changed()
 
+    def _add(self, process: WorkerProcess) -> Worker:
+        worker = Worker(process, self._recycle_after_jobs)
+        self._workers.append(worker)
+        worker.set_timer(self._start_timeout_s, self._start_overran, worker)
+        process.on_exit = functools.partial(self._exited, worker)
+        asyncio.get_running_loop().add_reader(process.channel.fileno(), self._heard, worker)
+        return worker
+
     def _missing(self) -> int:
-        staying = [worker for worker in self._workers if not worker.retiring]
+        staying = [worker for worker in self._workers if not worker.retiring and worker is not self._trial]
         return self._count + any(worker.due for worker in staying) - len(staying)
 
     def _replace(self, worker: Worker, reason: str) -> None:
         if self._closing:
             return
         self._listener.restarted(reason)
-        if not worker.proven:
+        if worker is self._trial:
+            self._trial = None
+            self._not_renewed(worker.process.fork_server)
+        elif not worker.proven:
             self._start_failed()
         if reason == "crashed":
             self._crashes += 1
@@ -215,12 +225,30 @@ class Supervisor:
         self._fill()
 
     def _renew(self) -> None:
-        """Go on with another fork server, and replace the workers of this one without a gap."""
-        _logger.warning("%d workers for %ss have crashed: their fork server is renewed", self._crashes, self._name)
+        """Try out another fork server. This one, which works, goes on until a worker of the other is ready."""
+        crashes, self._crashes = self._crashes, 0
+        if self._trial is not None:
+            return
+        _logger.warning("%d workers for %ss have crashed: their fork server is renewed", crashes, self._name)
+        forks = self._new_fork_server()
+        try:
+            self._trial = self._add(forks.fork())
+        except OSError as error:
+            _logger.error("cannot start a worker for %ss: %s", self._name, error)
+            self._not_renewed(forks)
+
+    def _not_renewed(self, forks: ForkServer) -> None:
+        _logger.error("the fork server for %ss goes on: the one to replace it does not start", self._name)
+        forks.retire()
+
+    def _renewed(self, forks: ForkServer) -> None:
+        """Go on with `forks`, and replace the workers of the fork server before it without a gap."""
+        self._trial = None
         self._forks.retire()
-        self._forks, self._crashes = self._new_fork_server(), 0
+        self._forks, self._crashes = forks, 0
         for worker in self._workers:
-            worker.recycle_after_jobs = 0
+            if worker.process.fork_server is not forks:
+                worker.recycle_after_jobs = 0
 
     def _start_failed(self) -> None:
         if self._pause is None:  # else one hiccup of a fork server would count for each of its workers
@@ -263,6 +291,8 @@ class Supervisor:
         worker.cancel_timer()
         worker.confinement = reply.confinement
         worker.ready_at = time.monotonic()
+        if worker is self._trial:
+            self._renewed(worker.process.fork_server)
         self._listener.ready(worker)
         if sum(not other.retiring for other in self.ready) > self._count:
             self._retire_one()

@@ -4,12 +4,14 @@ import json
 
 import pytest
 from pool_scenes import CLIP, PHOTO
+from pydantic import ValidationError
 
 from app.errors import BrokenMedia, LimitExceeded, UnsupportedMedia
 from app.media import messages
 from app.media.limits import MediaLimits
 from app.media.messages import JobHeader, Outcome, ProtocolViolation, Ready, WorkerSettings
 from app.media.spec import DecodeInfo, DecodeJob, View
+from app.settings import Settings
 
 
 @pytest.mark.parametrize("job", [PHOTO, CLIP])
@@ -38,6 +40,15 @@ def test_settings_arrive_as_they_were_sent() -> None:
 def test_what_was_found_arrives_as_it_was_sent(info: DecodeInfo) -> None:
     outcome = Outcome(5, 0.25, info)
     assert messages.decode_reply(messages.encode_outcome(outcome)) == outcome
+
+
+def test_no_more_views_can_be_asked_for_than_a_worker_may_tell_of() -> None:
+    most = Settings(max_clips=333).max_clips
+    views = tuple(View(clip, crop, 1e4 / 3, 2e4 / 3) for clip in range(most) for crop in range(3))
+    outcome = Outcome(5, 0.25, DecodeInfo(640, 480, "mp4", 300, 10.01, 29.97, views))
+    assert messages.decode_reply(messages.encode_outcome(outcome)) == outcome
+    with pytest.raises(ValidationError):
+        Settings(max_clips=most + 1)
 
 
 @pytest.mark.parametrize("kind", [UnsupportedMedia, BrokenMedia, LimitExceeded])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import resource
 import signal
@@ -12,10 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_scenes import HOSTILE_WORKER, a_pool, order, run, until, workers
+from pool_scenes import HOSTILE_WORKER, a_pool, children, order, run, until, workers
 
 from app.errors import BrokenMedia
 from app.media import sandbox
+from app.media.limits import MediaLimits
+from app.media.messages import WorkerSettings
+from app.media.pool import MediaPool
+from app.media.process import ForkServer
+from app.media.supervisor import CRASHES_TOLERATED
 
 
 def command_of(folder: Path, before: str) -> tuple[str, ...]:
@@ -88,6 +94,145 @@ def test_a_server_whose_starter_ignores_sigchld_loses_only_the_worker_that_crash
                 assert counts.restarts == {"crashed": 1}
         finally:
             signal.signal(signal.SIGCHLD, before)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("arrive", [0, 1])  # of the two descriptors that the fork server is sent
+def test_a_fork_server_without_room_for_descriptors_costs_no_bystander(arrive: int) -> None:
+    async def scene() -> None:
+        async with a_pool(image_workers=2) as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                forked_by = parent_of(decoded.info.width)
+            open_ones = {int(fd) for fd in os.listdir(f"/proc/{forked_by}/fd")}
+            free = next(fd for fd in range(1000) if fd not in open_ones)
+            soft, hard = resource.prlimit(forked_by, resource.RLIMIT_NOFILE)
+            resource.prlimit(forked_by, resource.RLIMIT_NOFILE, (free + arrive, hard))
+            bystander = asyncio.ensure_future(order(pool, "sleep:0.5"))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            with pytest.raises(BrokenMedia):
+                await order(pool, "crash")
+            (await bystander).close()
+            await until(lambda: counts.restarts["start_failed"] >= 1)
+            resource.prlimit(forked_by, resource.RLIMIT_NOFILE, (soft, hard))
+            await until(lambda: pool.worker_states["idle"] == 3)
+            assert set(counts.restarts) == {"crashed", "start_failed"}
+            # what did come was closed: the control socket, the pidfds of two workers, and the three of any process
+            assert len(os.listdir(f"/proc/{forked_by}/fd")) == 6
+
+    run(scene)
+
+
+def test_what_goes_wrong_with_one_lost_worker_keeps_no_other_from_being_told_of() -> None:
+    async def scene() -> None:
+        told: list[int] = []
+
+        def exited(number: int) -> None:
+            told.append(number)
+            if number == 0:
+                raise RuntimeError("as ordered")
+
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        forks = ForkServer(WorkerSettings("image", MediaLimits(), memory_bytes=1 << 30), HOSTILE_WORKER)
+        lost = [forks.fork() for _ in range(3)]
+        for number, worker in enumerate(lost):
+            worker.on_exit = functools.partial(exited, number)
+        forks.kill()
+        await until(lambda: bool(errors))
+        await asyncio.sleep(0)
+        assert told == [0, 1, 2]
+        assert [str(error) for error in errors] == ["as ordered"]
+        for worker in lost:
+            worker.reap()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("fails", ["sys.exit(1)", "os.fork = lambda: open('/no/such/file')"])
+def test_a_fork_server_that_works_goes_on_until_another_does(fails: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    command = command_of(tmp_path, f"if os.path.exists({str(broken)!r}): {fails}")
+
+    async def scene() -> None:
+        async with a_pool(image_workers=2, command=command) as (pool, counts):
+            forked_by = await the_fork_server(pool)
+            broken.touch()  # as while the installation is being replaced
+            await crash(pool, CRASHES_TOLERATED)
+            await until(lambda: counts.restarts["start_failed"] == 1)
+            assert pool._groups["image"]._supervisor._failed_starts == 0
+            assert await the_fork_server(pool) == forked_by
+            assert len(children()) == 2
+            broken.unlink()
+            await crash(pool, CRASHES_TOLERATED)
+            await until(lambda: forked_by not in children())
+            await until(lambda: pool.worker_states == {"starting": 0, "idle": 3, "busy": 0})
+            assert len(children()) == 2
+            assert counts.restarts["start_failed"] == 1
+
+    run(scene)
+
+
+def test_a_pool_closes_while_a_fork_server_is_being_renewed(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    hangs = "lambda fork=os.fork: fork() or time.sleep(3600)"
+    command = command_of(tmp_path, f"import time\nif os.path.exists({str(slow)!r}): os.fork = {hangs}")
+
+    async def scene() -> None:
+        async with a_pool(command=command) as (pool, _):
+            slow.touch()
+            await crash(pool, CRASHES_TOLERATED)
+            assert len(children()) == 3
+            await pool.close(0.0)
+        assert not children()
+
+    run(scene)
+
+
+async def crash(pool: MediaPool, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(BrokenMedia):
+            await order(pool, "crash")
+
+
+async def the_fork_server(pool: MediaPool) -> int:
+    """Which one the image worker that is next comes from."""
+    with await order(pool, "fill:1") as decoded:
+        return parent_of(decoded.info.width)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_fork_servers_import_from_where_the_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "only_here.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["relative", str(there), ""]))
+
+    async def scene() -> None:
+        async with a_pool(command=command_of(tmp_path, "import only_here")) as (pool, _):
+            (await order(pool, "fill:1")).close()
+            fork_server = await the_fork_server(pool)
+            environment = Path(f"/proc/{fork_server}/environ").read_bytes().decode().split("\0")
+            paths = next(line for line in environment if line.startswith("PYTHONPATH="))
+            assert paths.partition("=")[2].split(os.pathsep)[1:] == [str(there)]
+
+    run(scene)
+
+
+def test_a_limit_that_cannot_be_set_is_no_files_fault(tmp_path: Path) -> None:
+    refuses = (
+        "import resource\nsetrlimit = resource.setrlimit\ndef refuse(limit, bounds):\n"
+        "    if limit == resource.RLIMIT_CPU: raise ValueError('not allowed to raise maximum limit')\n"
+        "    setrlimit(limit, bounds)\nresource.setrlimit = refuse"
+    )
+
+    async def scene() -> None:
+        async with a_pool(command=command_of(tmp_path, refuses)) as (pool, counts):
+            (await order(pool, "fill:1")).close()
+            assert not counts.restarts
 
     run(scene)
 

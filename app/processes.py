@@ -30,6 +30,7 @@ import app
 from app.core import create_registry, create_rollout, load_models
 from app.http_worker import WRONG_SETTING_STATUS
 from app.main import create_host_metrics
+from app.pauses import growing_pause_s
 from app.serving.board import clear_line, create_board
 from app.serving.changes import Order, Report
 from app.serving.host import Session
@@ -170,7 +171,7 @@ class EngineHost:
     def _count_loss(self, place: _Place, began: float) -> float:
         """Seconds to wait before the next worker, more after each of several losses."""
         place.losses = 1 if time.monotonic() - began > _LONGEST_PAUSE_S else place.losses + 1
-        return float(min(_FIRST_PAUSE_S * 2 ** (place.losses - 1), _LONGEST_PAUSE_S))
+        return growing_pause_s(place.losses, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
 
     def _spawn(self, line: int) -> tuple[socket.socket, subprocess.Popen[bytes], int]:
         """Start a worker: our end of its channel, its process, and a descriptor that is readable once that has ended.

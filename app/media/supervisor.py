@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 from app.media.messages import Outcome, ProtocolViolation, Ready
 from app.media.process import ForkServer, WorkerProcess
+from app.pauses import growing_pause_s
 
 FAILED_STARTS_TOLERATED = 3
 # The workers of a fork server have one layout of their memory. Who wants to find it out crashes thousands of them.
 CRASHES_TOLERATED = 20
 _PROVEN_AFTER_S = 10.0  # a worker that waited this long for a job did start properly
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
-_MOST_DOUBLINGS = 16  # of the pause; enough for the longest
 _EXIT_GRACE_S = 1.0  # from our hanging up to the end of the process; then it is killed
 _LONE_GRACE_S = 3.0  # from its hanging up to the news of its end
 _NEWS_GRACE_S = 5.0  # from killing it to the news of its end; then its fork server is killed too
@@ -253,8 +253,7 @@ class Supervisor:
     def _start_failed(self) -> None:
         if self._pause is None:  # else one hiccup of a fork server would count for each of its workers
             self._failed_starts += 1
-            doublings = min(self._failed_starts - 1, _MOST_DOUBLINGS)
-            pause_s = min(_FIRST_PAUSE_S * 2.0**doublings, _LONGEST_PAUSE_S)
+            pause_s = growing_pause_s(self._failed_starts, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._pause = asyncio.get_running_loop().call_later(pause_s, self._resume)
         self._listener.changed()
 

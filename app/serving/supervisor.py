@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import EngineError
+from app.pauses import growing_pause_s
 from app.serving.curve import CostModel
 from app.serving.instance import Instance
 
@@ -150,8 +151,8 @@ class InstanceKeeper:
         return f"a batch of {busy.rows} rows has been running for {now - busy.since:.1f} s"
 
     def _schedule(self, now: float, reason: str) -> None:
-        pause_s = min(self._options.first_pause_s * 2**self._losses, self._options.longest_pause_s)
         self._losses += 1
+        pause_s = growing_pause_s(self._losses, self._options.first_pause_s, self._options.longest_pause_s)
         self._rebuild_at = now + pause_s
         self._reason = f"the engine is being rebuilt ({reason})"
 

@@ -77,7 +77,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 self._refuse(self._refusal)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                if not self._is_connect():
+                if self._offers_upgrade():
                     self._begin_again_without_upgrade(data[upgrade.args[0] :])
             if self._dropping or self._is_answered():
                 self._await_more()
@@ -93,7 +93,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            if self.parser.should_upgrade() and not self._is_connect():
+            if self._offers_upgrade():
                 return
             # Reads bring more than the head, so the count is exact only where it could matter.
             if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
@@ -101,7 +101,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             elif len(self.connections) > limits.max_connections and not self.url.startswith(b"/health/"):
                 self._refusal = _TOO_MANY
             if self._refusal is not _NOT_HTTP or not self._names_one_host():
-                raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into send_400_response
+                raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into `data_received`
             self._reading_head = False
             self._head_bytes = 0
             if self._can_refuse():
@@ -118,7 +118,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
-            if self.parser.should_upgrade() and not self._is_connect():
+            if self._offers_upgrade():
                 return
             if self._dropping:
                 self._dropping = False
@@ -137,22 +137,25 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
                 self._refuse(self._refusal)
 
-        def _is_connect(self) -> bool:
-            """For the parser these are upgrades too; they have no body, and are answered as what is not allowed."""
-            return bool(self.parser.get_method() == b"CONNECT")
+        def _offers_upgrade(self) -> bool:
+            """For the parser CONNECT is an upgrade too; that has no body, and is answered as what is not allowed."""
+            return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
         def _names_one_host(self) -> bool:
             hosts = sum(name == b"host" for name, _ in self.headers)
             return hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")  # RFC 9112, 3.2
 
+        def _owes_an_answer(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
         def _is_answered(self) -> bool:
             """The request that is being read has its answer, and what comes is the rest of its body."""
-            return not self._reading_head and self.cycle is not None and self.cycle.response_complete
+            return not self._reading_head and self.cycle is not None and not self._owes_an_answer()
 
         def _can_refuse(self) -> bool:
             """Nothing else is going on here, and the connection lives on after the answer."""
             return (
-                (self.cycle is None or self.cycle.response_complete)
+                not self._owes_an_answer()
                 and self.parser.get_method() == b"POST"
                 and self.parser.get_http_version() == "1.1"
                 and self.parser.should_keep_alive()
@@ -164,9 +167,6 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(self._refusal)
 
         def _head_size(self) -> int:
             return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -193,7 +193,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         def _close_behind_answers(self) -> bool:
             """A refusal must not overtake the answers to the requests before it (RFC 9112, 9.3.2): the connection is
             closed behind those. False where there are none."""
-            if self.cycle is None or self.cycle.response_complete:
+            if not self._owes_an_answer():
                 return False
             if self.cycle.more_body:  # it is the one whose body broke off
                 if not self.pipeline:

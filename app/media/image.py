@@ -10,7 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 
 import numpy as np
@@ -139,8 +139,8 @@ def _decode_with_pillow(
         raise LimitExceeded("the image unpacks to more than the server accepts") from error
     except _DAMAGE as error:
         _raise_if_out_of_memory(error, width * height)
-        with _quiet():
-            if name == "tiff" and not width and tiff.is_readable(data):
+        with _quiet(), suppress(*_DAMAGE):
+            if name == "tiff" and not width and tiff.tells_size(data):
                 raise UnsupportedMedia(f"the tiff image is of a kind that is not read; {CONVERT_IT}") from error
         raise BrokenMedia(_what_broke(name, error)) from error
     return _info(width, height, name, orientation)

@@ -106,7 +106,7 @@ def confine(memory_bytes: int) -> str:
         (resource.RLIMIT_FSIZE, MAX_WRITTEN_BYTES),
         (resource.RLIMIT_AS, _mapped_bytes() + memory_bytes),
     ):
-        allowed = _within_hard_limit(limit, most)
+        allowed = _within(resource.getrlimit(limit)[1], most)
         resource.setrlimit(limit, (allowed, allowed))
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -125,12 +125,11 @@ def allow_cpu_time(seconds: float) -> None:
     soft = int(used.ru_utime + used.ru_stime + seconds) + 2
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (_within_hard_limit(resource.RLIMIT_CPU, soft), hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (_within(hard, soft), hard))
 
 
-def _within_hard_limit(limit: int, wanted: int) -> int:
-    """`wanted`, or what whoever started the server allows at most: only root may go beyond that."""
-    hard = resource.getrlimit(limit)[1]
+def _within(hard: int, wanted: int) -> int:
+    """`wanted`, or the hard limit of whoever started the server: only root may go beyond that."""
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from io import BufferedReader
 
 import numpy as np
@@ -15,17 +14,15 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANES = 256, 257, 258, 262, 284
 _WHITE_IS_ZERO, _APART = 0, 2
 
 
-def is_readable(data: Data) -> bool:
-    """Whether the first directory can be read and tells a size: what cannot be opened then is of an unknown kind."""
-    try:
-        with BufferedReader(MemoryFile(data)) as file:
-            head = file.read(8)
-            directory = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"\x2b" else head)
-            file.seek(directory.next)
-            directory.load(file)
-            return bool(directory.get(_WIDTH)) and bool(directory.get(_HEIGHT))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
-        return False
+def tells_size(data: Data) -> bool:
+    """Whether the first directory tells a size: what cannot be opened then is of an unknown kind. Where it cannot be
+    read, it raises what Pillow does."""
+    with BufferedReader(MemoryFile(data)) as file:
+        head = file.read(8)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"\x2b" else head)
+        file.seek(directory.next)
+        directory.load(file)
+        return bool(directory.get(_WIDTH)) and bool(directory.get(_HEIGHT))
 
 
 def check_planes(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -98,3 +99,17 @@ def _add_stream(container: av.container.OutputContainer, clip: Clip) -> VideoStr
     if clip.rotation:
         stream.set_display_rotation(clip.rotation)
     return stream
+
+
+def indexed_first(data: bytes, path: Path) -> bytes:
+    """The same MP4 with its index in front, as for streaming."""
+    with (
+        av.open(io.BytesIO(data), "r") as source,
+        av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    return path.read_bytes()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pictures import decode, decode_with_info, encode, quarters
+from pictures import decode, decode_with_info, encode, png_chunk, quarters
 from PIL import Image
 
 from app.errors import BrokenMedia, UnsupportedMedia
@@ -61,10 +61,6 @@ def twelve_bits(values: NDArray[np.generic]) -> bytes:
     pairs = values.astype(np.uint16).reshape(-1, 2)
     high, low = pairs[:, 0], pairs[:, 1]
     return np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], 1).astype(np.uint8).tobytes()
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @pytest.mark.parametrize("compression", [1, 8])

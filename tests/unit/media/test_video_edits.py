@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import Clip, read_number, write
-from test_video_refusals import indexed_first
+from clips import Clip, indexed_first, read_number, write
 
 from app.errors import BrokenMedia
 from app.media.limits import MediaLimits

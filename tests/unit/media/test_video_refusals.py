@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from clips import Clip, read_number, write
+from clips import Clip, indexed_first, read_number, write
 from numpy.typing import NDArray
 from pictures import encode
 from PIL import Image
@@ -38,20 +38,6 @@ def decode(data: bytes, limits: MediaLimits | None = None, clips: int = 1, crops
     out = np.zeros((clips * crops, 16, 160, 160, 3), np.uint8)
     decode_video(data, SPEC, limits or MediaLimits(), out, clips, crops)
     return out
-
-
-def indexed_first(data: bytes, path: Path) -> bytes:
-    """The same MP4 with its index in front, as for streaming."""
-    with (
-        av.open(io.BytesIO(data), "r") as source,
-        av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    return path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ class Deployment:
 
     Raises:
         EngineUnavailable, PackageError, EngineError: the package cannot be served; the message says why.
+        RuntimeError: there is no thread for an engine to be had.
     """
 
     def __init__(
@@ -100,17 +101,25 @@ class Deployment:
             instances=len(engines),
             exact_images=options.exact_images,
         )
-        self._keepers = [
-            InstanceKeeper(
-                manifest.name,
-                partial(self._build, selected.choice.engine, len(selected.streams), place),
-                self._instance(engine),
-                self._cost,
-                options.supervision,
-                on_change=self._announce,
-            )
-            for engine, place in zip(engines, places, strict=True)
-        ]
+        self._keepers: list[InstanceKeeper] = []
+        try:
+            for engine, place in zip(engines, places, strict=True):
+                self._keepers.append(
+                    InstanceKeeper(
+                        manifest.name,
+                        partial(self._build, selected.choice.engine, len(selected.streams), place),
+                        self._instance(engine),
+                        self._cost,
+                        options.supervision,
+                        on_change=self._announce,
+                    )
+                )
+        except BaseException:
+            for engine in engines[len(self._keepers) + 1 :]:  # the one that found no thread is closed
+                engine.close()
+            withdrawn.set()  # telemetry has not heard of this version
+            self.close(options.drain_s)
+            raise
         self._say_what_serves(selected)
 
     @property
@@ -197,7 +206,11 @@ class Deployment:
                 each.close()
         else:
             engine = build_engine(self.package, engine_name, place)
-        warm_up(engine, self._cost.curve)
+        try:
+            warm_up(engine, self._cost.curve)
+        except BaseException:
+            engine.close()
+            raise
         return self._instance(engine)
 
     def _instance(self, engine: Engine) -> Instance:

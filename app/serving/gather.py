@@ -8,18 +8,27 @@ a batch early only when that is full, so nothing is lost of what could still hav
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.engines.base import Engine, Rows, StagingEngine
+from app.engines.base import Engine, Probabilities, Rows, StagingEngine
 from app.errors import EngineError, HieraError
 from app.serving.batcher import Batcher
 from app.serving.submission import Slice
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Work in progress on a batch: when it began, by the monotonic clock, and its rows."""
+
+    since: float
+    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,30 +55,43 @@ class GatheredBatch:
 
 
 class BatchSource:
-    """Takes batches from the batcher for one engine and gathers them.
+    """Takes batches from the batcher for one engine, gathers them, and knows which are not handed in yet.
 
     Args:
         limit: the most rows of a batch, asked for each one; never above the engine's `max_batch`.
         stopping: True when no more batches are wanted.
+        clock: monotonic seconds.
+
+    Attributes:
+        gathering: the batch that is being gathered, for a supervisor to see; None when there is none.
     """
 
     def __init__(
-        self, model: str, batcher: Batcher, engine: Engine, limit: Callable[[], int], stopping: Callable[[], bool]
+        self,
+        model: str,
+        batcher: Batcher,
+        engine: Engine,
+        limit: Callable[[], int],
+        stopping: Callable[[], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._model = model
         self._batcher = batcher
         self._engine = engine
         self._limit = limit
         self._stopping = stopping
+        self._clock = clock
+        self.gathering: Busy | None = None
         self._on_device = engine.info.device != "cpu"
         self._staging = engine if self._on_device and isinstance(engine, StagingEngine) else None
         self._buffers: list[Rows | None] = [None, None]
         self._turn = 0
         self._engine_idle = threading.Event()
-        # One buffer is being run and one is being filled; a third batch would overwrite the first.
-        self._free_buffers = threading.Semaphore(len(self._buffers))
-        self._running: GatheredBatch | None = None
-        # What was taken from the batcher, from the moment on that it was: the batch that runs and those ahead of it.
+        # One buffer is being run and one is being filled; a third batch would overwrite the first. Each `next` frees
+        # one, the first too.
+        self._free_buffers = threading.Semaphore(len(self._buffers) - 1)
+        # What was taken from the batcher and is not handed in: the batch that runs, or what is left of it, and those
+        # ahead of it.
         self._taken: list[list[Slice]] = []
         self._given_up = False
         self._failure: str | None = None
@@ -92,45 +114,46 @@ class BatchSource:
         Raises:
             Exception: the rows of a batch could not be gathered; they are settled, and there are no more batches.
         """
-        if self._running is not None:
-            self._taken.remove(self._running.slices)
-        batch = self._running = self._next_ahead() if self._on_device else self._take(hold=lambda: False)
+        batch = self._next_ahead() if self._on_device else self._take(hold=lambda: False)
         if batch is None and self._failure is not None:
             raise EngineError(self._failure)
         return batch
 
+    def halve(self, batch: GatheredBatch) -> tuple[GatheredBatch, GatheredBatch]:
+        """Cut a batch of at least two rows in two, which are handed in one by one."""
+        halves = batch.halves()
+        self._taken.extend(half.slices for half in halves)  # before the whole is struck out: `abandon` may look now
+        self._taken.remove(batch.slices)
+        return halves
+
+    def finish(
+        self, slices: list[Slice], result: Probabilities | HieraError, *, began: float = 0.0, batch_rows: int = 0
+    ) -> None:
+        """Hand in what became of a batch; see `Batcher.finish`."""
+        self._taken.remove(slices)
+        self._batcher.finish(slices, result, began=began, batch_rows=batch_rows)
+
     def abandon(self, error: HieraError) -> None:
-        """Settle all that was taken and what is being taken now; the rows are freed by the threads that hold them."""
+        """Settle all that is not handed in, and what is being taken now; the threads that hold the rows free them."""
         self._given_up = True  # before the look: `_take` asks for it once its slices can be seen
         self._batcher.fail([part for slices in list(self._taken) for part in slices], error)
 
     def close(self, error: HieraError) -> None:
-        """After the last `next`: settle what was gathered and will not be run."""
+        """After the last `next`: settle all that is not handed in."""
         if self._ahead is not None and self._ahead.ident:
             self._free_buffers.release()
             self._batcher.wake()
             while self._ahead.is_alive():
-                self._discard(error)
+                with contextlib.suppress(queue.Empty):
+                    self._next.get_nowait()  # it may wait for room there
                 self._ahead.join(0.05)
-            self._discard(error)
+        for slices in list(self._taken):
+            self.finish(slices, error)
         # These refer to who owns this source: a cycle would leave the buffers to the garbage collector.
         self._limit, self._stopping = (lambda: 0), (lambda: True)
 
-    def _discard(self, error: HieraError) -> None:
-        try:
-            batch = self._next.get_nowait()
-        except queue.Empty:
-            return
-        if batch is not None:
-            self._settle(batch.slices, error)
-
-    def _settle(self, slices: list[Slice], error: HieraError) -> None:
-        self._taken.remove(slices)
-        self._batcher.finish(slices, error, began=0.0, batch_rows=0)
-
     def _next_ahead(self) -> GatheredBatch | None:
-        if self._running is not None:
-            self._free_buffers.release()
+        self._free_buffers.release()
         try:
             return self._next.get_nowait()
         except queue.Empty:
@@ -162,20 +185,23 @@ class BatchSource:
             return None
         self._taken.append(slices)
         if self._given_up:  # perhaps before these could be seen
-            self._settle(slices, EngineError("the engine was given up"))
+            self.finish(slices, EngineError("the engine was given up"))
             return None
+        size = sum(part.size for part in slices)
+        self.gathering = Busy(self._clock(), size)
         try:
-            rows = self._gather(slices)
+            rows = self._gather(slices, size)
             if self._staging is not None:
                 self._staging.stage(rows)
         except BaseException as error:
             # In no engine's hands yet, so nobody else would settle them.
-            self._settle(slices, EngineError(f"the rows could not be gathered ({type(error).__name__}: {error})"))
+            self.finish(slices, EngineError(f"the rows could not be gathered ({type(error).__name__}: {error})"))
             raise
+        finally:
+            self.gathering = None
         return GatheredBatch(slices, rows)
 
-    def _gather(self, slices: list[Slice]) -> Rows:
-        size = sum(part.size for part in slices)
+    def _gather(self, slices: list[Slice], size: int) -> Rows:
         buffer = self._buffer(size)[:size]
         at = 0
         for part in slices:

@@ -1,7 +1,7 @@
 """An engine and the thread that owns it: take a batch, gather its rows, run, hand the results in.
 
 A batch that fails is run again by halves, so that only the row to blame fails; a batch that the device has no room for
-is cut and lowers the ceiling, which rises again while all goes well. What the thread is doing, and since when, is there
+is cut and lowers the ceiling, which rises again while all goes well. What is run or gathered, and since when, is there
 for a supervisor to see.
 """
 
@@ -12,17 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 from app.engines.base import Engine
 from app.errors import EngineError, EngineOutOfMemory, HieraError
 from app.serving.batcher import Batcher
 from app.serving.company import Company
 from app.serving.curve import CostModel
-from app.serving.gather import BatchSource, GatheredBatch
+from app.serving.gather import BatchSource, Busy, GatheredBatch
 from app.serving.golden import run_checked
 from app.serving.observer import ServingObserver
-from app.serving.submission import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +30,19 @@ _SUSPECT_AFTER = 3
 _RAISE_AFTER = 300
 
 
-@dataclass(frozen=True)
-class Busy:
-    """A run in progress: when it began, by the monotonic clock, and its rows."""
-
-    since: float
-    rows: int
-
-
 class Instance:
     """Runs one engine on one thread until it is stopped or abandoned.
 
     Args:
         model: the name for metrics and logs.
-        engine: owned from here on; closed by the thread when it ends.
+        engine: owned from here on; closed by the thread when it ends, or by `start` where there is no thread.
         batcher: where the rows come from.
         cost: told of every run; its curve gives the batch size that is worth having.
         prove: raises when the engine no longer answers rightly; called after several batches failed as a whole.
         company: the other engines of the model on the same cores, and the one that has them all; None without such.
+
+    Attributes:
+        busy: the run in progress; None when there is none.
     """
 
     def __init__(
@@ -76,8 +69,7 @@ class Instance:
         self._full_batches = 0
         self._stopping = False
         self._failed_batches = 0
-        self._held: list[Slice] = []
-        self._source = BatchSource(model, batcher, engine, self._limit, lambda: self._stopping)
+        self._source = BatchSource(model, batcher, engine, self._limit, lambda: self._stopping, clock)
         self._thread = threading.Thread(target=self._serve, name=f"engine-{model}", daemon=True)
         self.busy: Busy | None = None
         self.completed_batches = 0
@@ -93,8 +85,18 @@ class Instance:
         """The most rows of a batch now: the useful size of the curve, under the ceiling that memory allows."""
         return self._limit()
 
+    @property
+    def gathering(self) -> Busy | None:
+        """The batch that is being gathered; None when there is none. In front of a GPU another thread does it."""
+        return self._source.gathering
+
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError where there is no thread to be had; the engine is closed then."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._engine.close()
+            raise
 
     def stop(self) -> None:
         """Finish the batch in progress, take no other, close the engine."""
@@ -121,9 +123,8 @@ class Instance:
         try:
             self._source.start()
             while (batch := self._source.next()) is not None:
-                self._held = batch.slices
-                self._process(batch)
-                self._held = []
+                self._failed_batches = 0 if self._run(batch) else self._failed_batches + 1
+                self.completed_batches += 1
                 if self._failed_batches >= _SUSPECT_AFTER:
                     self._failed_batches = 0
                     # An engine that fails may hang as well. The proof has a few rows, in batches of so many at most.
@@ -137,15 +138,8 @@ class Instance:
         finally:
             self.busy = None
             self._stopping = True
-            orphans = [part for part in self._held if part.submission.in_flight]
             self._source.close(EngineError("the engine stopped"))
-            self._batcher.finish(orphans, EngineError("the engine thread died"), began=self._clock(), batch_rows=0)
             self._engine.close()
-
-    def _process(self, batch: GatheredBatch) -> None:
-        answered = self._run(batch)
-        self._failed_batches = 0 if answered else self._failed_batches + 1
-        self.completed_batches += 1
 
     def _run(self, batch: GatheredBatch) -> int:
         """Run a batch, by halves where it fails; how many rows were answered."""
@@ -169,16 +163,16 @@ class Instance:
                 self._ceiling,
                 error,
             )
-            return self._retry(batch, error, began)
+            return self._retry(batch, error)
         except Exception as error:
             self.busy = None
             if engine is not self._engine:
                 return self._run(batch)
             logger.warning("%s: a batch of %d rows failed", self._model, rows, exc_info=True)
-            return self._retry(batch, error, began)
+            return self._retry(batch, error)
         ended = self._clock()
         self.busy = None
-        self._batcher.finish(batch.slices, probabilities, began=began, batch_rows=rows)
+        self._source.finish(batch.slices, probabilities, began=began, batch_rows=rows)
         self._learn(engine, rows, ended - began)
         self._observer.batch_rows(self._model, rows)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
@@ -205,15 +199,15 @@ class Instance:
             return nullcontext(self._engine)
         return self._company.engine_for(self._engine, waiting=self._batcher.pending_rows)
 
-    def _retry(self, batch: GatheredBatch, error: Exception, began: float) -> int:
+    def _retry(self, batch: GatheredBatch, error: Exception) -> int:
         if len(batch.rows) == 1:
             reason = error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}")
-            self._batcher.finish(batch.slices, reason, began=began, batch_rows=1)
+            self._source.finish(batch.slices, reason)
             return 0
         answered = 0
-        for half in batch.halves():
+        for half in self._source.halve(batch):
             if any(part.wanted for part in half.slices):
                 answered += self._run(half)
             else:
-                self._batcher.finish(half.slices, EngineError("nobody waits for it"), began=began, batch_rows=0)
+                self._source.finish(half.slices, EngineError("nobody waits for it"))
         return answered

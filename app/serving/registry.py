@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from app.engines.factory import EngineOptions
+from app.engines.weights_memory import map_large_blocks
 from app.errors import ChangeRefused, EngineUnavailable, HieraError, PackageError, Unavailable, UnknownModel
 from app.media.heap import give_back_freed_memory
 from app.repository.store import Package, PackagePath, discover, fingerprint, open_package
@@ -69,6 +70,7 @@ class ModelRegistry(ModelCatalog):
             logger.warning(
                 "HIERA_ENGINE=noop: NO MODEL IS RUN, every answer is made up; for measuring the server alone"
             )
+        map_large_blocks()
         with self._changing:
             self._supervisor.start()
             versions: dict[str, list[PackagePath]] = {}

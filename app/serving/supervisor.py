@@ -1,8 +1,8 @@
 """Keeps engine instances alive: notices by progress, not by existence, and rebuilds with growing pauses.
 
-An instance is lost when its thread has died, or when one run takes many times what it was predicted to. A thread cannot
-be killed, so a stuck one is abandoned: its requests are answered with an error, and its memory goes when its run
-returns.
+An instance is lost when its thread has died, or when a batch's run or its gathering takes many times what the run was
+predicted to. A thread cannot be killed, so a stuck one is abandoned: its requests are answered with an error, and its
+memory goes when it returns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SupervisionOptions:
     """When an instance counts as stuck, and how eagerly it is rebuilt.
 
     Attributes:
-        stuck_factor: a run is stuck after so many times its predicted seconds, …
+        stuck_factor: a batch is stuck after so many times its predicted seconds, …
         stuck_floor_s: … but never before so many seconds.
         first_pause_s, longest_pause_s: before the first rebuild, doubled for each one that follows soon after, up to
             the longest.
@@ -55,6 +55,9 @@ class InstanceKeeper:
         first: the instance to begin with, not started either.
         on_change: called when the keeper's `ready` turns.
         spawn: runs a build in the background.
+
+    Raises:
+        RuntimeError: there is no thread for `first` to be had; its engine is closed.
     """
 
     def __init__(
@@ -142,13 +145,13 @@ class InstanceKeeper:
     def _fault(self, instance: Instance, now: float) -> str | None:
         if not instance.alive:
             return instance.failure or "its thread ended"
-        busy = instance.busy
-        if busy is None:
-            return None
-        allowed_s = max(self._options.stuck_factor * self._cost.batch_s(busy.rows), self._options.stuck_floor_s)
-        if now - busy.since <= allowed_s:
-            return None
-        return f"a batch of {busy.rows} rows has been running for {now - busy.since:.1f} s"
+        for busy, doing in ((instance.busy, "running"), (instance.gathering, "gathering")):
+            if busy is None:
+                continue
+            allowed_s = max(self._options.stuck_factor * self._cost.batch_s(busy.rows), self._options.stuck_floor_s)
+            if now - busy.since > allowed_s:
+                return f"a batch of {busy.rows} rows has been {doing} for {now - busy.since:.1f} s"
+        return None
 
     def _schedule(self, now: float, reason: str) -> None:
         self._losses += 1
@@ -165,6 +168,7 @@ class InstanceKeeper:
     def _rebuild(self) -> None:
         try:
             instance = self._build()
+            instance.start()
         except Exception as error:
             self._put_off(error)
             return
@@ -174,7 +178,6 @@ class InstanceKeeper:
             self._instance = instance
             self._born = self._clock()
             self._reason = None
-            instance.start()
             if closed:
                 instance.stop()
         logger.warning("%s: the engine is back", self._model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from serving_fakes import (
     Clock,
     FakeEngine,
     FakeRows,
+    Gate,
     Listener,
     classes_of,
     deliver_here,
@@ -178,6 +180,61 @@ class QueueMachine(RuleBasedStateMachine):
             assert listener.releases + (id(submission) in self.freed_by_cancel) == 1
             if id(submission) not in self.cancelled:
                 assert len(listener.outcomes) == 1
+
+
+def test_the_rows_of_a_request_whose_engine_dies_between_two_halves_are_given_back() -> None:
+    def die_on_the_second_half(marks: list[int]) -> None:
+        if len(marks) == 4:
+            raise EngineError("too many")
+        if 3 in marks:
+            raise SystemExit
+
+    batcher = Batcher(max_rows=10, deliver=deliver_here, predict_s=lambda rows: 0.0)
+    instance = instance_of(batcher, FakeEngine(die_on_the_second_half), useful=4)
+    listener = Listener()
+    submission = batcher.submit(rows_of(0, 1, 2, 3), math.inf, listener)
+    assert isinstance(listener.error(), EngineError)
+    assert instance.join(PATIENCE_S)
+    assert (listener.releases, submission.in_flight) == (1, 0)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_part_of_a_request_that_an_engine_has_answered_is_not_lost_with_its_neighbour(hangs: bool) -> None:
+    first_gate, second_gate = Gate(), Gate()
+
+    def lose_the_neighbour(marks: list[int]) -> None:
+        if len(marks) == 2:
+            raise EngineError("one of them")
+        if 3 in marks:
+            second_gate(marks)
+            raise SystemExit
+
+    batcher = Batcher(max_rows=10, deliver=deliver_here, predict_s=lambda rows: 0.0)
+    before, split, lost = Listener(), Listener(), Listener()
+    for marks, listener in (((0,), before), ((1, 2), split), ((3,), lost)):
+        batcher.submit(rows_of(*marks), math.inf, listener)
+    other = instance_of(batcher, FakeEngine(first_gate), useful=2)  # takes 0 and 1
+    first_gate.wait_entered()
+    instance = instance_of(batcher, FakeEngine(lose_the_neighbour), useful=2)  # takes 2 and 3
+    second_gate.wait_entered()
+    if hangs:
+        instance.abandon(EngineError("it hangs"))
+    second_gate.open()
+    assert isinstance(lost.error(), EngineError)
+    assert instance.join(PATIENCE_S)
+    assert (split.outcomes, split.releases) == ([], 0)  # the other engine still reads its first row
+    first_gate.open()
+    assert [classes_of(each.inference()) for each in (before, split)] == [[0], [1, 2]]
+    other.stop()
+    assert other.join(PATIENCE_S)
+    assert [each.releases for each in (before, split, lost)] == [1, 1, 1]
+
+
+def instance_of(batcher: Batcher, engine: FakeEngine, *, useful: int) -> Instance:
+    cost = CostModel(flat_curve(useful))
+    instance = Instance("model", engine, batcher, cost, SilentObserver(), prove=lambda engine: None)
+    instance.start()
+    return instance
 
 
 TestQueue = QueueMachine.TestCase

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from serving_fakes import PATIENCE_S, Clock, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Rows
 from app.errors import EngineError
 from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
@@ -132,8 +133,9 @@ def test_a_run_that_takes_many_times_its_prediction_is_stuck(open_house: OpenHou
     stuck.error()
 
 
-def test_an_idle_engine_is_never_stuck(open_house: OpenHouse) -> None:
-    house = open_house(FakeEngine())
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_an_idle_engine_is_never_stuck(open_house: OpenHouse, device: str) -> None:
+    house = open_house(FakeEngine(device=device))
     house.submit(1).inference()
     house.pass_time(1e6)
     assert house.keeper.reason is None
@@ -177,6 +179,54 @@ def test_a_proof_that_hangs_is_noticed(open_house: OpenHouse, gates: list[Gate])
     house.pass_time(1.1)
     assert house.keeper.reason is None
     assert classes_of(house.submit(2).inference()) == [2]
+
+
+def test_a_batch_whose_gathering_hangs_while_the_engine_idles_is_noticed(
+    open_house: OpenHouse, gates: list[Gate]
+) -> None:
+    class Stages(FakeEngine):
+        def stage(self, rows: Rows) -> None:
+            gates[0]([])
+
+    lost = Stages(device="cuda:0")
+    house = open_house(lost, FakeEngine())
+    stuck = house.submit(1, 2)
+    gates[0].wait_entered()
+    house.pass_time(4.9)
+    assert house.keeper.reason is None
+    house.pass_time(0.2)
+    assert "a batch of 2 rows has been gathering for 5.1 s" in (house.keeper.reason or "")
+    assert isinstance(stuck.error(), EngineError)
+    assert stuck.releases == 0
+    house.pass_time(1.1)
+    assert house.keeper.reason is None
+    assert classes_of(house.submit(3).inference()) == [3]
+    gates[0].open()
+    assert stuck.released.wait(PATIENCE_S)
+    assert house.instances[0].join(PATIENCE_S)
+    assert lost.closed.is_set()
+
+
+def test_an_engine_for_which_there_is_no_thread_is_closed_and_made_again_later(
+    open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(instance: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threadless = FakeEngine()
+    house = open_house(FakeEngine(die), threadless, FakeEngine())
+    house.submit(1).error()
+    assert house.instances[0].join(PATIENCE_S)
+    house.keeper.check()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        house.pass_time(1.0)
+    assert "can't start new thread" in (house.keeper.reason or "")
+    assert threadless.closed.is_set()
+    assert not house.instances.pop(1).alive
+    house.pass_time(2.0)
+    assert house.keeper.reason is None
+    assert classes_of(house.submit(3).inference()) == [3]
 
 
 def test_a_rebuild_for_which_there_is_no_thread_is_tried_again(open_house: OpenHouse) -> None:

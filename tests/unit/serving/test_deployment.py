@@ -1,0 +1,125 @@
+"""Engines of a deployment that cannot begin, or begin again, are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving_fakes import PATIENCE_S, FakeRows
+
+from app.engines.base import Engine, Probabilities, Rows
+from app.engines.factory import EngineOptions, create_engine, create_streams
+from app.errors import ChangeRefused, EngineError, EngineOutOfMemory
+from app.serving import deployment, selection
+from app.serving.curve import BatchCurve, warm_up
+from app.serving.deployment import ServingOptions
+from app.serving.registry import ModelRegistry
+from app.serving.supervisor import SupervisionOptions
+
+start_thread = threading.Thread.start
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # two alone, or two streams and the engine of all cores
+def test_every_engine_is_closed_where_one_finds_no_thread_and_the_model_can_be_loaded_later(
+    make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    threads, closed = [0], list[Engine]()
+    made: list[Engine] = []
+
+    def watched(engine: Engine) -> Engine:
+        close = engine.close
+
+        def close_once() -> None:
+            closed.append(engine)
+            close()
+
+        monkeypatch.setattr(engine, "close", close_once)
+        made.append(engine)
+        return engine
+
+    def create(*args: Any) -> Engine:
+        return watched(create_engine(*args))
+
+    def create_side_by_side(*args: Any) -> list[Engine]:
+        return [watched(stream) for stream in create_streams(*args)]
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "engine-model":
+            threads[0] += 1
+            if threads[0] == 2:
+                raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(selection, "create_streams", create_side_by_side)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    make_package("model")
+    options = EngineOptions(engine, threads=2, max_batch=2)  # type: ignore[arg-type] # one of its words
+    registry = ModelRegistry(tmp_path / "repo", options, ServingOptions(instances=2, warmup_budget_s=0.05))
+    with pytest.raises(ChangeRefused, match="can't start new thread"):
+        registry.load("model")
+    assert len(closed) == len(made) > 1
+    assert {id(each) for each in closed} == {id(each) for each in made}
+    assert not [thread for thread in threading.enumerate() if thread.name == "engine-model"]
+    assert registry.load("model").outcome == "loaded"
+    registry.close()
+
+
+def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_is_made(
+    make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal:
+        """An engine whose thread dies, or that has no room, when told to."""
+
+        def __init__(self, inner: Engine) -> None:
+            self.inner = inner
+            self.fault: BaseException | None = None
+            self.closed = threading.Event()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def run(self, rows: Rows) -> Probabilities:
+            if self.fault is not None:
+                raise self.fault
+            return self.inner.run(rows)
+
+        def close(self) -> None:
+            self.closed.set()
+            self.inner.close()
+
+    made: list[Mortal] = []
+
+    def create(*args: Any) -> Engine:
+        made.append(Mortal(create_engine(*args)))
+        return made[-1]
+
+    def warm_up_worse(engine: Engine, curve: BatchCurve) -> None:
+        if len(made) == 2:
+            raise EngineOutOfMemory("another process has it")
+        warm_up(engine, curve)
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(deployment, "warm_up", warm_up_worse)
+    make_package("model")
+    watchful = SupervisionOptions(interval_s=0.002, first_pause_s=0.01)
+    options = ServingOptions(warmup_budget_s=0.05, supervision=watchful)
+    registry = ModelRegistry(tmp_path / "repo", EngineOptions("onnxruntime", threads=1, max_batch=2), options)
+    registry.load_all()
+    made[0].fault = SystemExit()
+    model = registry.get("image", None)
+    with pytest.raises(EngineError):
+        asyncio.run(model.dispatcher.infer(FakeRows(np.zeros((1, 8, 8, 3), np.uint8)), time.monotonic() + PATIENCE_S))
+    model.release()
+    end = time.monotonic() + PATIENCE_S
+    while (len(made) < 3 or registry.unready_reason() is not None) and time.monotonic() < end:
+        time.sleep(0.001)
+    assert registry.unready_reason() is None
+    assert [each.closed.is_set() for each in made] == [True, True, False]
+    registry.close()

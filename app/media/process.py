@@ -173,7 +173,9 @@ class ForkServer:
     def kill(self) -> None:
         """End it now, with all of its workers; each of them is told of in a moment."""
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                # Its group, as a worker that was stopped right after the fork outlives it and holds its socket open.
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def retire(self) -> None:
         """Nothing more is asked of it: let it end with its last worker."""
@@ -232,8 +234,11 @@ class ForkServer:
         asyncio.get_running_loop().remove_reader(control.fileno())
         control.close()
         if self._process is not None:
-            self._process.kill()
+            self.kill()
             self._process.wait()
+            with contextlib.suppress(ChildProcessError):
+                while True:  # process 1 of a container inherits the workers
+                    os.waitpid(-self._process.pid, 0)
         words = f"its fork server has ended: {_last_words(self._stderr)}"
         os.close(self._stderr)
         self._process = self._control = None

@@ -2,7 +2,7 @@
 
 A worker is *starting*, then *ready*; once it is killed, retired or dead it is *leaving*, until the kernel has handed
 over its exit status. Replacements start at once, except after workers that were lost before they got anything to do:
-those are followed by pauses that grow, and by `trouble`, which says what is wrong.
+those are followed by pauses, which grow while none starts well, and by `trouble`, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -213,10 +213,12 @@ class Supervisor:
         if self._closing:
             return
         self._listener.restarted(reason)
+        if worker.proven or reason == "killed":  # it did start; what ended it then is no sign that others won't
+            self._failed_starts = 0
         if worker is self._trial:
             self._trial = None
             self._not_renewed(worker.process.fork_server)
-        elif not worker.proven:
+        elif not worker.proven:  # if it was killed, the pause is for a kernel that is out of memory
             self._start_failed()
         if reason == "crashed":
             self._crashes += 1

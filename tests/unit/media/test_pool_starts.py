@@ -250,11 +250,13 @@ def test_no_hard_limit_in_force_is_raised(monkeypatch: pytest.MonkeyPatch) -> No
     assert hard == resource.RLIM_INFINITY
 
 
-@pytest.mark.parametrize(("server", "worker"), [(300, 800), (700, 1000)])
-def test_a_worker_is_ended_before_the_server_whatever_that_has_for_a_score(server: int, worker: int) -> None:
+@pytest.mark.parametrize("least", [300, 700])
+def test_a_worker_is_ended_before_the_server_whatever_that_has_for_a_score(least: int) -> None:
+    # Only who has CAP_SYS_RESOURCE may lower a score, and Kubernetes starts us with one of up to 1000.
+    server = max(least, int(Path("/proc/self/oom_score_adj").read_text()))
     code = (
         f"from app.media import sandbox\nopen('/proc/self/oom_score_adj', 'w').write('{server}')\n"
         "sandbox._raise_oom_score()\nprint(open('/proc/self/oom_score_adj').read())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == worker
+    assert int(done.stdout) == min(1000, server + 500)

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _main(argv)
         finally:
             # Now: what the interpreter cannot write at its end, it complains of. (Standard output may be closed.)
-            print(end="", flush=True)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_left():
             raise

@@ -11,19 +11,16 @@ import contextlib
 import logging
 import os
 import pickle
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 from fastapi import FastAPI
 
 from app.core import SharedEngines
 from app.main import connection_limits, create_app
 from app.media.sandbox import die_with_parent
-from app.protocol import ConnectionLimits
 from app.server import DrainingServer
 from app.serving.board import AdmissionBoard
 from app.serving.remote import HostLink, LinkEvents
@@ -50,7 +47,7 @@ class DirectedServer(DrainingServer):
     def __init__(self, app: FastAPI, link: HostLink, channel: socket.socket, settings: Settings) -> None:
         super().__init__(
             app,
-            within_descriptors(connection_limits(settings, settings.http_workers)),
+            connection_limits(settings, settings.http_workers),
             app.state.gate,
             grace_s=settings.shutdown_grace_seconds,
             timeout_s=settings.shutdown_timeout_seconds,
@@ -65,7 +62,7 @@ class DirectedServer(DrainingServer):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The host tells what to do; a supervisor that signals every process must not hurry a drain."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         yield
 
@@ -107,21 +104,6 @@ class DirectedServer(DrainingServer):
             self._stop()
         else:
             self._drop_requests()
-
-
-def within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
-    """`limits` with no more connections than half of the descriptors that this process may have: the requests on them
-    take others, for their files."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY or limits.max_connections <= most // 2:
-        return limits
-    _log.warning(
-        "of %d connections only %d are served: this process may open no more than %d files (ulimit -n)",
-        limits.max_connections,
-        most // 2,
-        most,
-    )
-    return replace(limits, max_connections=most // 2)
 
 
 def _end_with_host() -> None:

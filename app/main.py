@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
 _log = logging.getLogger("hiera.server")
+_OWN_DESCRIPTORS = 64  # 22 with two media workers and one model, 42 with twelve
 _LONGEST_TIMEOUT_MS = 3_600_000
 _TIDY_EVERY_S = 5.0
 _BUSY_TICKETS = 64
@@ -193,9 +196,23 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
 
 
 def connection_limits(settings: Settings, processes: int = 1) -> ConnectionLimits:
-    """The bounds of connections for one of so many HTTP processes."""
+    """The bounds of connections for one of so many HTTP processes. Connections that are served take at most half of the
+    descriptors that this process may have and does not need itself: their requests take others, for files.
+    """
+    wanted = -(-settings.max_connections // processes)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = sys.maxsize if most == resource.RLIM_INFINITY else max(2, most - _OWN_DESCRIPTORS)
+    if wanted > free // 2:
+        _log.warning(
+            "of %d connections only %d are served: this process may open no more than %d files (ulimit -n)",
+            wanted,
+            free // 2,
+            most,
+        )
     return ConnectionLimits(
-        max_connections=-(-settings.max_connections // processes),
+        max_connections=min(wanted, free // 2),
+        max_open=3 * free // 4,
+        cors_origins=settings.cors_origin_list,
         header_timeout_s=settings.header_timeout_seconds,
         max_header_bytes=settings.max_header_bytes,
         keep_alive_s=settings.keep_alive_seconds,

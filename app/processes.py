@@ -31,6 +31,7 @@ from app.core import create_registry, create_rollout, load_models
 from app.http_worker import WRONG_SETTING_STATUS
 from app.main import create_host_metrics
 from app.pauses import growing_pause_s
+from app.server import ending_signals
 from app.serving.board import clear_line, create_board
 from app.serving.changes import Order, Report
 from app.serving.host import Session
@@ -97,7 +98,7 @@ class EngineHost:
         """Serve until a signal, then drain. Returns the exit status: 0, or 2 when the workers find a setting wrong
         before any of them has served."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._signalled, number)
         threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
         keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
@@ -310,6 +311,8 @@ class EngineHost:
 
     def _signalled(self, number: int) -> None:
         name, grace_s = signal.Signals(number).name, self._settings.shutdown_grace_seconds
+        if number == signal.SIGHUP and self._grace is not None:  # kernel and shell both send it; nobody is impatient
+            return
         if self._stopping.is_set():
             _log.warning("%s again: requests that are not finished are dropped", name)
             self._direct(Phase.DROP)

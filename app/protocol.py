@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from dataclasses import dataclass
 
 import httptools
@@ -22,12 +23,17 @@ _access = logging.getLogger(ACCESS_LOGGER)
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What a connection may take before a request is understood."""
+    """What a connection may take before a request is understood, and the origins whose pages may read a refusal.
+
+    Beyond `max_connections` only health is answered, and 503 to the rest; connections beyond `max_open` are closed.
+    """
 
     max_connections: int
     header_timeout_s: float
     max_header_bytes: int
     keep_alive_s: float
+    max_open: int = sys.maxsize
+    cors_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
     `gate` refuses is answered here; its body is read and dropped."""
 
     class LimitedProtocol(HttpToolsProtocol):
+        _surplus = False  # it came when all were taken, and none has become free; the others are served on
         _reading_head = True
         _head_bytes = 0
         _spoke = False
@@ -61,6 +68,10 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._surplus = len(self.connections) > limits.max_connections
+            if len(self.connections) > limits.max_open:
+                transport.close()
+                return
             self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -95,10 +106,11 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         def on_headers_complete(self) -> None:
             if self._offers_upgrade():
                 return
+            self._surplus = self._surplus and len(self.connections) > limits.max_connections
             # Reads bring more than the head, so the count is exact only where it could matter.
             if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
                 self._refusal = _TOO_LONG
-            elif len(self.connections) > limits.max_connections and not self.url.startswith(b"/health/"):
+            elif self._surplus and not self.url.startswith(b"/health/"):
                 self._refusal = _TOO_MANY
             if self._refusal is not _NOT_HTTP or not self._names_one_host():
                 raise ConnectionRefusedError(self._refusal.code)  # out of the parser, into `data_received`
@@ -184,11 +196,21 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 return
             if self._spoke:
                 request_id = os.urandom(16).hex()
-                self.transport.write(_refusal_bytes(refusal, request_id))
+                self.transport.write(_refusal_bytes(refusal, request_id, self._readers()))
                 client = self.client[0] if self.client else None
                 fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
                 _access.info("refused before it was a request", extra={"fields": fields})
             self.transport.close()
+
+        def _readers(self) -> list[str]:
+            """The headers by which a page of another origin may read a refusal (the Fetch standard's CORS protocol)."""
+            sent = (value.decode("latin-1") for name, value in self.headers or () if name == b"origin")
+            known = limits.cors_origins
+            origin = "*" if "*" in known else next((each for each in sent if each in known), None)
+            if origin is None:
+                return []
+            exposed = "access-control-expose-headers: retry-after, x-request-id"
+            return [f"access-control-allow-origin: {origin}", exposed]
 
         def _close_behind_answers(self) -> bool:
             """A refusal must not overtake the answers to the requests before it (RFC 9112, 9.3.2): the connection is
@@ -211,7 +233,7 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
     return LimitedProtocol
 
 
-def _refusal_bytes(refusal: _Refusal, request_id: str) -> bytes:
+def _refusal_bytes(refusal: _Refusal, request_id: str, readers: list[str]) -> bytes:
     body = Problem(
         type=f"/docs#{refusal.code}",
         title=refusal.title,
@@ -227,5 +249,6 @@ def _refusal_bytes(refusal: _Refusal, request_id: str) -> bytes:
         "x-content-type-options: nosniff",
         "connection: close",
         *(["retry-after: 1"] if refusal.status == 503 else []),
+        *readers,
     ]
     return STATUS_LINE[refusal.status] + "\r\n".join([*headers, "", body]).encode()

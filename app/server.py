@@ -1,7 +1,9 @@
 """The HTTP server on its socket: uvicorn, with a drain that loses nothing.
 
-SIGTERM or SIGINT ──> not ready, requests are still taken ──grace──> no new ones ──> accepted ones finish ──> end
-                          a second signal skips the grace          a second signal ends them unfinished
+a signal ──> not ready, requests are still taken ──grace──> no new ones ──> accepted ones finish ──> end
+             a second one skips the grace                      a second one ends them unfinished
+
+The signals are SIGTERM, SIGINT and SIGHUP.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::")
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Those that begin a drain. That the terminal hangs up does not where whoever started us had it ignored (nohup)."""
+    ignores_hang_up = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignores_hang_up else [signal.SIGHUP])]
 
 
 class DrainingServer(uvicorn.Server):
@@ -89,16 +97,19 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Unlike uvicorn's, ends with exit status 0 after a signal instead of raising it again."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = ending_signals()
+        for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
+        if number == signal.SIGHUP and self._grace is not None:  # kernel and shell both send it; nobody is impatient
+            return
         if self.should_exit:
             _log.warning("%s again: requests that are not finished are dropped", name)
             self._drop_requests()

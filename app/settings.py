@@ -59,6 +59,14 @@ def _no_keys_or_some(keys: SecretStr) -> SecretStr:
     return keys
 
 
+def _host_or_address(text: str) -> str:
+    try:
+        text.encode("idna")  # as sockets do
+    except UnicodeError:
+        raise ValueError("must be an address or a host name") from None
+    return text
+
+
 def _origins(text: str) -> str:
     for origin in _listed(text):
         if _ORIGIN.fullmatch(origin) is None or _DEFAULT_PORT.fullmatch(origin) is not None:
@@ -77,7 +85,7 @@ class Settings(BaseSettings):
     )
 
     # Addresses
-    host: str = "0.0.0.0"  # noqa: S104 - a server in a container must be reachable from outside it
+    host: Annotated[str, AfterValidator(_host_or_address)] = "0.0.0.0"  # noqa: S104 - a server in a container must be reachable from outside it
     """Address that the HTTP server listens on."""
     port: Port = 8000
     """TCP port of the HTTP server; 0 takes a free one."""
@@ -143,7 +151,7 @@ class Settings(BaseSettings):
     max_clips: Annotated[int, Field(ge=1, le=333)] = 16
     """Most temporal views that a caller may ask for."""
     max_queue_rows: PositiveCount = 1024
-    """Most rows that are admitted and not answered; more is refused with 429."""
+    """Most rows that are admitted and not answered (429); no less than max_files_per_request."""
     max_in_flight_bytes: PositiveCount = 2048 * _MIB
     """Most bytes of uploads and decoded rows that are held at a time; more is refused with 429."""
     upload_idle_timeout_seconds: PositiveSeconds = 10.0
@@ -155,7 +163,7 @@ class Settings(BaseSettings):
 
     # Connections
     max_connections: PositiveCount = 2048
-    """Most open connections; further ones are answered 503 at once."""
+    """Most open connections; further ones are answered 503 at once. A low `ulimit -n` lowers it."""
     header_timeout_seconds: PositiveSeconds = 10.0
     """Longest time for a request's headers to arrive, from the connection's start or the request's first byte."""
     max_header_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024
@@ -163,7 +171,7 @@ class Settings(BaseSettings):
     keep_alive_seconds: PositiveSeconds = 30.0
     """How long an idle connection is kept."""
     shutdown_grace_seconds: Seconds = 1.0
-    """After SIGTERM: how long requests are still taken while readiness already says no."""
+    """After SIGTERM (or SIGINT, SIGHUP): how long requests are still taken while readiness already says no."""
     shutdown_timeout_seconds: PositiveSeconds = 25.0
     """After that: how long accepted requests may take to finish."""
 
@@ -227,6 +235,12 @@ class Settings(BaseSettings):
     def _request_holds_an_image(self) -> Settings:
         if self.max_request_bytes < self.max_image_bytes:
             raise ValueError("HIERA_MAX_REQUEST_BYTES must be at least HIERA_MAX_IMAGE_BYTES")
+        return self
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Settings:
+        if self.max_queue_rows < self.max_files_per_request:  # told to try again, it would for ever
+            raise ValueError("HIERA_MAX_QUEUE_ROWS must be at least HIERA_MAX_FILES_PER_REQUEST")
         return self
 
     @property

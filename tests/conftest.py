@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -29,8 +29,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, colour_repository: Pa
     """`start_server(setting=value, …)` starts a server; all are ended after the test."""
     servers: list[RunningServer] = []
 
-    def start(repository: Path = colour_repository, **settings: object) -> RunningServer:
-        servers.append(RunningServer(tmp_path_factory.mktemp("server"), repository, settings))
+    def start(repository: Path = colour_repository, *, under: Sequence[str] = (), **settings: object) -> RunningServer:
+        servers.append(RunningServer(tmp_path_factory.mktemp("server"), repository, settings, under))
         return servers[-1]
 
     yield start

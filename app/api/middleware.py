@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.admin import ADMIN_PREFIX
@@ -34,10 +37,18 @@ class RecordExchanges:
         app: the next layer.
         metrics: where classification requests are counted.
         tasks: "image" or "video" by the path of each classification route.
+        cors: the layer by which pages of other origins may read what is answered here.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tasks: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tasks: Mapping[str, str],
+        cors: Callable[[ASGIApp], ASGIApp] | None = None,
+    ) -> None:
         self._app = app
+        self._cors = cors
         self._metrics = metrics
         self._tasks = tasks
 
@@ -66,16 +77,20 @@ class RecordExchanges:
             # The bound of a shutdown was reached: say so to the caller rather than just hang up.
             if not exchange.status:
                 ended = Unavailable("the server shut down before the answer was ready; send the request again")
-                await _answer(ended, exchange, scope, receive, send_with_headers)
+                await self._net(ended, exchange)(scope, receive, send_with_headers)
             raise
         except Exception as error:
             _errors.exception("request failed")
             if exchange.status:  # half an answer is out: only hanging up tells the caller
                 raise
-            await _answer(error, exchange, scope, receive, send_with_headers)
+            await self._net(error, exchange)(scope, receive, send_with_headers)
         finally:
             self._record(exchange, scope)
             logs.request_id.reset(token)
+
+    def _net(self, error: Exception, exchange: Exchange) -> ASGIApp:
+        problem = _problem(error, exchange)
+        return problem if self._cors is None else self._cors(problem)
 
     def _record(self, exchange: Exchange, scope: Scope) -> None:
         seconds = exchange.elapsed_s
@@ -85,6 +100,34 @@ class RecordExchanges:
         level = logging.DEBUG if exchange.status == 200 and scope["path"].startswith(_PROBED) else logging.INFO
         if _access.isEnabledFor(level):
             _access.log(level, "request", extra={"fields": _access_fields(exchange, scope, seconds)})
+
+
+class AllowOrigins(CORSMiddleware):
+    """Starlette's CORS, but a preflight that is refused is a problem like every other refusal."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except _PreflightRefused as refusal:
+            await _problem(refusal, exchange_of(scope))(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Starlette's answer.
+
+        Raises:
+            _PreflightRefused: it would be a refusal.
+        """
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            what = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+            raise _PreflightRefused(
+                f"a page may not send this here ({what}); the server's operator names the origins that may call"
+            )
+        return response
+
+
+class _PreflightRefused(Forbidden):
+    code = "cors_refused"
 
 
 class RequireKey:
@@ -109,7 +152,7 @@ class RequireKey:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                await _answer(refusal, exchange_of(scope), scope, receive, send)
+                await _problem(refusal, exchange_of(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -141,10 +184,9 @@ def _judge(scope: Scope, fitting: KeyRing, other: KeyRing, wanted: str) -> Reque
     return None
 
 
-async def _answer(error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-    response = problem_response(error, exchange.request_id)
+def _problem(error: Exception, exchange: Exchange) -> Response:
     exchange.code = getattr(error, "code", "internal_error")
-    await response(scope, receive, send)
+    return problem_response(error, exchange.request_id)
 
 
 def _access_fields(exchange: Exchange, scope: Scope, seconds: float) -> dict[str, Any]:

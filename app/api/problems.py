@@ -3,7 +3,7 @@
     exception                          status   code
     MalformedRequest                      400   malformed_request
     Unauthorized                          401   unauthorized
-    Forbidden                             403   forbidden, admin_off
+    Forbidden                             403   forbidden, admin_off, cors_refused
     UnknownModel                          404   unknown_model
     UploadTooSlow                         408   upload_too_slow
     ChangeRefused                         409   change_refused

@@ -142,7 +142,7 @@ async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadli
     elif envelope.kind == "json":
         document = _JsonText(uploads.max_files)
         await body.read(document.feed, max_bytes=envelope.max_body_bytes, deadline=deadline)
-        await _read_json(bytes(document.text), uploads)
+        await _read_json(document, uploads)
     else:
         uploads.begin()
         await body.read(uploads.write, max_bytes=envelope.max_body_bytes, deadline=deadline)
@@ -228,19 +228,20 @@ class _JsonText:
 
     def __init__(self, max_files: int) -> None:
         self.text = bytearray()
-        self._marks_left = 2 * max_files + _SPARE_MARKS
+        self.marks = 0
+        self._most_marks = 2 * max_files + _SPARE_MARKS
 
     def feed(self, chunk: bytes) -> None:
-        self._marks_left -= chunk.count(b"[") + chunk.count(b"{") + chunk.count(b",")
-        if self._marks_left < 0:
+        self.marks += chunk.count(b"[") + chunk.count(b"{") + chunk.count(b",")
+        if self.marks > self._most_marks:
             raise MalformedRequest(_JSON_FORM)
         self.text += chunk
 
 
-async def _read_json(text: bytes, uploads: Uploads) -> None:
+async def _read_json(body: _JsonText, uploads: Uploads) -> None:
     """Read `{"images": [{"b64": …}, …]}`, strictly."""
     try:
-        document = from_json(text, allow_inf_nan=False)
+        document = from_json(bytes(body.text), allow_inf_nan=False)
     except ValueError as error:
         raise MalformedRequest("the body is not valid JSON") from error
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
@@ -257,6 +258,9 @@ async def _read_json(text: bytes, uploads: Uploads) -> None:
         uploads.write(data)
     if not document["images"]:
         raise MalformedRequest("the list of images is empty")
+    # Of a key that stands twice the parser keeps the last value, without a word; but there is a comma too many.
+    if body.marks != 2 * len(document["images"]) + 1:
+        raise MalformedRequest(f"a key stands more than once; {_JSON_FORM}")
 
 
 def _from_base64(text: str) -> bytes:

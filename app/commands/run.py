@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         SettingsError: a setting is wrong.
     """
     settings = settings_from(arguments)
-    signal.signal(signal.SIGTERM, _end_at_once)
+    _handle_signals_of_the_start()
     logs.configure(settings.log_format, settings.log_level)
     if not settings.access_log:
         logging.getLogger("hiera.access").disabled = True
@@ -66,6 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     _log.info("stopped")
     _end_process_if_threads_live(status)
     return status
+
+
+def _handle_signals_of_the_start() -> None:
+    signal.signal(signal.SIGTERM, _end_at_once)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's wish
+        signal.signal(signal.SIGHUP, _end_at_once)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

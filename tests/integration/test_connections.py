@@ -28,6 +28,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, colour_repository: Path)
             "header_timeout_seconds": 0.5,
             "max_header_bytes": 2048,
             "max_connections": 6,
+            "cors_origins": "https://app.example",
             "keep_alive_seconds": 1,
             "max_image_bytes": 3_000_000,
         },
@@ -230,9 +231,10 @@ def test_a_sender_that_drips_is_told_that_it_is_too_slow(impatient: RunningServe
 def test_headers_that_do_not_come_are_not_waited_for(impatient: RunningServer) -> None:
     with connect(impatient.port) as silent:
         assert is_closed(silent)
-    with connect(impatient.port) as connection:
-        connection.sendall(b"GET /models HTTP/1.1\r\nHost: te")
-        assert read_response(connection).status == 408
+    for begun in (b"GET /models HTTP/1.1\r\nHost: te", b"\r\n"):
+        with connect(impatient.port) as connection:
+            connection.sendall(begun)
+            assert read_response(connection).status == 408
 
 
 def test_headers_that_are_too_large_are_refused(impatient: RunningServer) -> None:
@@ -283,8 +285,9 @@ def test_connections_beyond_the_bound_are_refused_but_health_is_answered(impatie
             connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 10") + b"x")
             taken.append(connection)
         with connect(impatient.port) as further:
-            further.sendall(b"GET /models HTTP/1.1\r\nHost: test\r\n\r\n")
+            further.sendall(b"GET /models HTTP/1.1\r\nHost: test\r\nOrigin: https://app.example\r\n\r\n")
             response = read_response(further)
+            assert response.headers["access-control-allow-origin"] == "https://app.example"
             assert (response.status, json.loads(response.body)["code"]) == (503, "too_many_connections")
             assert int(response.headers["retry-after"]) >= 1
         with connect(impatient.port) as health:

@@ -41,6 +41,7 @@ def test_the_page_explains_every_code_that_a_problem_can_carry(client: httpx.Cli
     raised = {kind.code for kind, _ in problems._STATUS if kind is not RequestError} | {HieraError.code}
     elsewhere = {
         "admin_off",
+        "cors_refused",
         "not_found",
         "method_not_allowed",
         "not_ready",

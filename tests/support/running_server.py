@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -19,9 +19,16 @@ class RunningServer:
 
     Args:
         settings: by environment variable, without the prefix.
+        under: a command that starts the command after it, such as `nohup`.
     """
 
-    def __init__(self, folder: Path, repository: Path, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        repository: Path,
+        settings: Mapping[str, object] | None = None,
+        under: Sequence[str] = (),
+    ) -> None:
         defaults = {
             "host": "127.0.0.1",
             "port": 0,
@@ -40,7 +47,7 @@ class RunningServer:
         self._log = folder / "server.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "run"], stderr=log, stdout=log, env=environment
+                [*under, sys.executable, "-m", "app.cli", "run"], stderr=log, stdout=log, env=environment
             )
         try:
             self.url = self.wait_for(r'\burl"?[=:] ?"?(http[^"\s]+)')  # in either format of the log

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from app.errors import PackageError, Unavailable
-from app.main import Server
-from app.settings import load_settings
+from app.main import Server, connection_limits
+from app.settings import Settings, load_settings
 from app.telemetry.metrics import Metrics
 
 
@@ -159,3 +160,28 @@ def test_memory_is_given_back_once_a_busy_time_is_over_and_not_before(
         steered.setattr("app.main.give_back_freed_memory", lambda: given_back.append(looks))
         asyncio.run(scenario())
     assert given_back == [5]
+
+
+@pytest.mark.parametrize(
+    ("files", "served", "open_at_most", "lines"),
+    [(1024, 480, 720, 1), (4096, 1024, 3024, 0), (1 << 20, 1024, 786_384, 0), (64, 1, 1, 1)],
+)
+def test_connections_leave_descriptors_to_the_files_of_requests(
+    files: int,
+    served: int,
+    open_at_most: int,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files, files))
+    limits = connection_limits(Settings(max_connections=2048), 2)
+    assert (limits.max_connections, limits.max_open) == (served, open_at_most)
+    assert len(caplog.messages) == lines
+    assert all(f"no more than {files} files" in message for message in caplog.messages)
+
+
+def test_connections_are_not_bounded_by_descriptors_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    limits = connection_limits(Settings(max_connections=2_000_000))
+    assert limits.max_connections == 2_000_000 < limits.max_open

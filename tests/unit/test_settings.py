@@ -117,6 +117,26 @@ def test_a_form_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize("host", ["é" * 300, "\udcff", "a" * 70, "a..b"])
+def test_a_host_that_no_name_can_be_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"host": host})
+    (line,) = raised.value.lines
+    assert line == f"--host is {host!r}, but must be an address or a host name"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::", "fe80::1%eth0", "localhost", "münchen.example", "host."])
+def test_addresses_and_host_names_are_taken(host: str) -> None:
+    assert load_settings({"host": host}).host == host
+
+
+def test_what_one_request_may_bring_fits_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines(monkeypatch, HIERA_MAX_QUEUE_ROWS="15") == [
+        "HIERA_MAX_QUEUE_ROWS must be at least HIERA_MAX_FILES_PER_REQUEST"
+    ]
+    assert load_settings({"max_queue_rows": 15, "max_files_per_request": 15}).max_queue_rows == 15
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1,cuda:2"])
 def test_every_form_of_a_device_is_taken(device: str) -> None:
     assert load_settings({"engine_device": device}).engine_device == device

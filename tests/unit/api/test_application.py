@@ -413,6 +413,26 @@ def test_a_preflight_needs_no_key_and_is_logged(log: io.StringIO) -> None:
     assert (friend.status_code, friend.headers["access-control-allow-origin"]) == (200, "https://app.example")
     assert friend.headers["x-request-id"]
     stranger = ask(app, "OPTIONS", "/classify/image", headers={"Origin": "https://evil.example", **asked})
-    assert (stranger.status_code, stranger.headers["content-type"]) == (400, "text/plain; charset=utf-8")
+    assert (stranger.status_code, stranger.headers["content-type"]) == (403, "application/problem+json")
+    problem = stranger.json()
+    assert (problem["code"], problem["request_id"]) == ("cors_refused", stranger.headers["x-request-id"])
+    assert "(origin)" in problem["detail"]
     access = [line for line in lines(log) if line["logger"] == "hiera.access"]
-    assert [(line["method"], line["status"]) for line in access] == [("OPTIONS", 200), ("OPTIONS", 400)]
+    assert [(line["method"], line["status"]) for line in access] == [("OPTIONS", 200), ("OPTIONS", 403)]
+    assert access[1]["code"] == "cors_refused"
+    asked["Access-Control-Request-Method"] = "PUT"
+    admin = ask(app, "OPTIONS", "/admin/models/m", headers={"Origin": "https://app.example", **asked})
+    assert "(method)" in admin.json()["detail"]
+
+
+@pytest.mark.parametrize("origins", [("https://app.example",), ("*",)])
+def test_a_page_may_read_of_a_failure_of_ours(origins: tuple[str, ...], log: io.StringIO) -> None:
+    app = build(SteeredService(RuntimeError("a bug")), cors_origins=origins)
+    for method, path in (("POST", "/classify/image"), ("GET", "/models")):
+        response = ask(app, method, path, files={"file": b"x"}, headers={"Origin": "https://app.example"})
+        assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+        assert response.headers["access-control-allow-origin"] == origins[0]
+        assert "x-request-id" in response.headers["access-control-expose-headers"]
+        assert response.headers["x-request-id"] == response.json()["request_id"]
+    stranger = ask(build(SteeredService()), "GET", "/models", headers={"Origin": "https://app.example"})
+    assert "access-control-allow-origin" not in stranger.headers

@@ -24,6 +24,7 @@ TABLE = [
     (Unauthorized("m"), 401, "unauthorized"),
     (Forbidden("m"), 403, "forbidden"),
     (Forbidden("m", code="admin_off"), 403, "admin_off"),
+    (Forbidden("m", code="cors_refused"), 403, "cors_refused"),
     (errors.UnknownModel("m"), 404, "unknown_model"),
     (UploadTooSlow("m"), 408, "upload_too_slow"),
     (errors.ChangeRefused("m"), 409, "change_refused"),

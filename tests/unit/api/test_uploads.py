@@ -124,6 +124,20 @@ def test_json_brings_files_in_base64() -> None:
     assert receive([json.dumps(document).encode()], "application/json; charset=utf-8") == [b"one", b"two!"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [{"b64": "eA=="}], "images": [{"b64": "eQ=="}]}',
+        '{"images": "dropped", "images": [{"b64": "eQ=="}]}',
+        '{"images": [{"b64": "eA==", "b64": "eQ=="}]}',
+        '{"images": [{"b64": "eA=="}, {"b64": 1, "\\u0062\\u00364": "eQ=="}]}',
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_instead_of_the_last_one_taken(text: str) -> None:
+    with pytest.raises(MalformedRequest, match="more than once"):
+        receive([text.encode()], "application/json")
+
+
 def test_a_large_base64_string_is_decoded_beside_the_event_loop() -> None:
     limits = UploadLimits(10_000_000, 10_000_000, 1)
     data = os.urandom(2_000_000)

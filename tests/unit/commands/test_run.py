@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -13,16 +14,16 @@ from app.commands.run import _say_where_to_look
 from app.settings import load_settings
 
 SIGNALLED_WHERE_EXCEPTIONS_ARE_LOST = """
-import os, signal, time, weakref
-from app.commands.run import _end_at_once
+import os, signal, sys, weakref
+from app.commands.run import _handle_signals_of_the_start
 
 class Lock: ...
 
 def signalled(dead):  # importlib has such callbacks
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[1]))
     for _ in range(1000): pass  # the handler runs here
 
-signal.signal(signal.SIGTERM, _end_at_once)
+_handle_signals_of_the_start()
 lock = Lock()
 reference = weakref.ref(lock, signalled)
 del lock
@@ -30,9 +31,12 @@ raise SystemExit(3)
 """
 
 
-def test_a_signal_ends_the_start_wherever_it_comes() -> None:
-    ended = subprocess.run([sys.executable, "-c", SIGNALLED_WHERE_EXCEPTIONS_ARE_LOST], timeout=60, check=False)
-    assert ended.returncode == 0
+@pytest.mark.parametrize(
+    ("number", "under", "status"), [(signal.SIGTERM, (), 0), (signal.SIGHUP, (), 0), (signal.SIGHUP, ("nohup",), 3)]
+)
+def test_a_signal_ends_the_start_wherever_it_comes(number: int, under: tuple[str, ...], status: int) -> None:
+    command = [*under, sys.executable, "-c", SIGNALLED_WHERE_EXCEPTIONS_ARE_LOST, str(int(number))]
+    assert subprocess.run(command, timeout=60, check=False).returncode == status
 
 
 @pytest.mark.parametrize(("keys", "is_open"), [("", True), (" ", True), ("alice:secret", False)])

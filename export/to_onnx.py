@@ -1,7 +1,10 @@
 """Traces a model into the graph that is served: uint8 rows in; probabilities, logits and features out, in float32.
 
-    rows uint8 [B, H, W, 3] -> channels first -> float -> minus 255 mean -> patch convolution, its weights times
-    1 / (255 std) -> blocks -> mean over the tokens -> norm -> features -> head -> logits -> softmax -> probabilities
+    rows uint8 [B, H, W, 3] -> channels first -> float -> minus 255 mean, rounded -> patch convolution, its weights
+    times 1 / (255 std) -> plus positions, and what rounding left out -> blocks -> mean over the tokens -> norm
+    -> features -> head -> logits -> softmax -> probabilities
+
+What the convolution takes is whole numbers below 256, which bfloat16 and float16 hold exactly.
 
 A graph of lower precision has the patch embedding and the blocks in it, but each LayerNorm, each softmax, the pooling
 and the classifier in float32.
@@ -53,12 +56,16 @@ class ServingGraph(nn.Module):
         self.dtype = _DTYPES[precision]
 
         # The convolution pads with zeros, which must stand for the mean: so the mean is subtracted before it.
-        self.register_buffer("mean", 255.0 * torch.tensor(preprocessing.mean).reshape(per_channel))
+        mean = 255.0 * torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(per_channel)
+        whole = mean.round()
+        self.register_buffer("mean", whole.float())
         std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(per_channel)
         projection = model.patch_embed.proj
         projection.weight.data = (projection.weight.data.double() / (255.0 * std)).float()
-        # Video's and abswin's embeddings are computed from parts; here they become one constant.
-        self.register_buffer("position_embedding", model.position_embedding().detach().clone())
+        # Video's and abswin's embeddings are computed from parts; here they become one constant, with what a linear
+        # convolution makes of the part of the mean that rounding left out.
+        left_out = _tokens(projection, (whole - mean).expand(1, 3, *model.config.input_size))
+        self.register_buffer("position_embedding", (model.position_embedding().detach().double() + left_out).float())
 
         self.patch_embed = model.patch_embed
         self.blocks = model.blocks
@@ -88,6 +95,15 @@ class ServingGraph(nn.Module):
         features = self.norm(x.float().mean(dim=1))
         logits = self.head(features)
         return logits.softmax(dim=-1), logits, features
+
+
+def _tokens(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """float64 [B, 3, *input_size] to [B, N, C], without the bias."""
+    exact = copy.deepcopy(convolution).double()
+    exact.bias = None
+    with torch.no_grad():
+        tokens: Tensor = exact(x)  # [B, C, *grid]
+    return tokens.flatten(2).transpose(1, 2)
 
 
 class Float32LayerNorm(nn.Module):

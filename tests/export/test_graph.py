@@ -132,6 +132,15 @@ def test_every_output_is_torchs_at_batches_that_were_not_traced(repository: Path
     np.testing.assert_allclose(answers["probabilities"].sum(axis=1), 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["hiera_demo_objects", "hiera_demo_camera_motion", "hiera_tiny_224"])
+def test_pixels_less_the_mean_are_exact_in_every_precision(repository: Path, name: str) -> None:
+    graph = onnx.load(repository / name / "1" / "model.onnx").graph
+    mean = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "mean")
+    pixels = torch.arange(256.0) - torch.tensor(mean).reshape(3, 1)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(pixels.to(dtype).float(), pixels), dtype
+
+
 def test_making_a_graph_leaves_the_model_as_it_was(model: Hiera) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ServingGraph(model, OBJECTS.preprocessing, "bf16")
@@ -163,6 +172,8 @@ def wrong_graph(model: Hiera, fault: str) -> ServingGraph:
         weight.data = weight.data.flip(1)
     elif fault == "height and width swapped":
         weight.data = weight.data.transpose(2, 3)
+    elif fault == "mean rounded and no more":
+        graph.position_embedding = model.position_embedding().detach()
     else:
         assert fault == "mean folded into the bias"
         # Right everywhere but at the border, where zero padding then stands for black and not for the mean.
@@ -181,6 +192,7 @@ def wrong_graph(model: Hiera, fault: str) -> ServingGraph:
         "std of video",
         "colours swapped",
         "height and width swapped",
+        "mean rounded and no more",
         "mean folded into the bias",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from colours import write_colour_package
 from otlp_collector import Collector
 from running_server import RunningServer
+
+# What is ignored here, servers would inherit as ignored. Tests may run under nohup.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")

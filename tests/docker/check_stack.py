@@ -43,6 +43,7 @@ def test_it_gets_ready(stack: Stack) -> None:
 
 def test_it_runs_confined(stack: Stack) -> None:
     host = inspect(container("server"))["HostConfig"]
+    assert host["Init"]
     assert host["ReadonlyRootfs"]
     assert host["CapDrop"] == ["ALL"]
     assert host["Memory"] > 0

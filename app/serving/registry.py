@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 from app.engines.factory import EngineOptions
-from app.engines.weights_memory import map_large_blocks
 from app.errors import ChangeRefused, EngineUnavailable, HieraError, PackageError, Unavailable, UnknownModel
-from app.media.heap import give_back_freed_memory
+from app.media.heap import give_back_freed_memory, map_large_blocks
 from app.repository.store import Package, PackagePath, discover, fingerprint, open_package
 from app.serving.catalog import Entry, ModelCatalog
 from app.serving.changes import Change

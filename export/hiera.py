@@ -4,6 +4,7 @@ The architecture is that of Ryali et al., ICML 2023 (arXiv 2306.00989), and `hie
 window position embedding of Bolya et al. (arXiv 2311.05613). Parameter names are those of the original release, so that
 its state dicts load unchanged.
 
+Tokens keep the order that makes windows and poolings free (`token_order`): [B * W, T, C], window after window.
 Shapes in comments: B batch, N tokens, C channels, W windows, T tokens of a window, Q tokens that share a pooled query.
 """
 
@@ -50,6 +51,11 @@ class HieraConfig:
         return tuple(size // stride for size, stride in zip(self.input_size, self.patch_stride, strict=True))
 
     @property
+    def windows(self) -> int:
+        """Mask units of an image or a clip; as many at every stage, since they shrink as the tokens are pooled."""
+        return math.prod(self.token_grid) // math.prod(self.mask_unit_size)
+
+    @property
     def feature_dim(self) -> int:
         """Width of the pooled features: doubled at every stage change."""
         return int(self.embed_dim * 2 ** (len(self.stages) - 1))
@@ -61,10 +67,10 @@ class HieraConfig:
                 raise ValueError(f"{name} must have {axes} axes, as input_size has")
         pools = len(self.stages) - 1
         for tokens, q_stride, unit in zip(self.token_grid, self.q_stride, self.mask_unit_size, strict=True):
-            if tokens % unit or tokens % q_stride**pools:
+            if tokens % unit or unit % q_stride**pools:
                 raise ValueError(
-                    f"a token grid of {self.token_grid} is not divisible into mask units of {self.mask_unit_size} "
-                    f"and {pools} poolings of {self.q_stride}"
+                    f"a token grid of {self.token_grid} is not divisible into mask units of {self.mask_unit_size}, "
+                    f"or those not by {pools} poolings of {self.q_stride}"
                 )
 
 
@@ -141,32 +147,35 @@ CONFIGS: dict[str, HieraConfig] = {
 }
 
 
-def unroll(x: Tensor, grid: tuple[int, ...], q_stride: tuple[int, ...], pools: int) -> Tensor:
-    """Reorder tokens so that every later pooling is a reduction over the leading part of the token axis.
+def token_order(config: HieraConfig) -> Tensor:
+    """Where in the grid each token stands, int64 [N], so that windows and poolings need no further reordering.
 
-    Args:
-        x: tokens in row-major order, [B, N, C].
-        grid: tokens along each axis, with product N.
-        q_stride: pooling stride along each axis.
-        pools: how many poolings follow.
-
-    Returns:
-        The same tokens, [B, N, C], ordered by (offset in pool 1, …, offset in the last pool, coarse position). After a
-        reshape to [B, prod(q_stride), N / prod(q_stride), C], pooling is a maximum over axis 1 (reference: `Unroll`).
+    Tokens are ordered by (window, offset in pool 1, …, offset in the last pool, rest). So a window is T tokens in a
+    row, and after a reshape of those to [Q, T / Q] pooling is a maximum over the first axis. The reference's `Unroll`
+    puts windows last instead, which costs a transposition before and after each attention.
     """
-    axes = len(grid)
-    coarse = [size // stride**pools for size, stride in zip(grid, q_stride, strict=True)]
-    # One axis of the grid is (coarse position, last pool's offset, …, first pool's offset).
-    split = [n for size, stride in zip(coarse, q_stride, strict=True) for n in [size] + [stride] * pools]
-    x = x.reshape(-1, *split, x.shape[-1])
-    step = pools + 1
-    offsets = [1 + axis * step + pools - pool for pool in range(pools) for axis in range(axes)]
-    order = [0, *offsets, *(1 + axis * step for axis in range(axes)), 1 + axes * step]
-    return x.permute(order).reshape(-1, math.prod(grid), x.shape[-1])  # [B, N, C]
+    pools, axes = len(config.stages) - 1, len(config.token_grid)
+    split = []  # each axis of the grid: (window, rest, last pool's offset, …, first pool's offset)
+    for tokens, unit, stride in zip(config.token_grid, config.mask_unit_size, config.q_stride, strict=True):
+        split += [tokens // unit, unit // stride**pools, *[stride] * pools]
+    step = pools + 2
+    of_each_axis = (0, *range(step - 1, 1, -1), 1)
+    order = [axis * step + part for part in of_each_axis for axis in range(axes)]
+    return torch.arange(math.prod(config.token_grid)).reshape(split).permute(order).flatten()
+
+
+def into_windows(x: Tensor, order: Tensor, windows: int) -> Tensor:
+    """[B, N, C] in row-major order to [B * W, T, C] in that of `token_order`."""
+    return x.index_select(1, order).reshape(-1, x.shape[1] // windows, x.shape[2])
+
+
+def mean_of_tokens(x: Tensor, windows: int) -> Tensor:
+    """[B * W, T, C] to [B, C]."""
+    return x.reshape(-1, windows * x.shape[1], x.shape[2]).mean(dim=1)
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:
-    """Maximum over unrolled neighbours: [B, stride * N, C] to [B, N, C]."""
+    """Maximum over the tokens that share a query: [B * W, T, C] to [B * W, T / stride, C]."""
     return x.reshape(-1, stride, x.shape[1] // stride, x.shape[2]).amax(dim=1)
 
 
@@ -190,37 +199,31 @@ class PatchEmbed(nn.Module):
 
 
 class MaskUnitAttention(nn.Module):
-    """Multi-head attention inside mask units, or over all tokens, with queries pooled where the resolution drops.
+    """Multi-head attention inside mask units, or over all tokens, with queries pooled where the resolution drops."""
 
-    Windows are folded into the batch axis, so that attention is 4-D: the exporter and the fused kernels want that.
-    """
-
-    def __init__(self, dim: int, dim_out: int, heads: int, q_stride: int, tokens: int, windows: int) -> None:
-        """`tokens` is N of the input; `windows` is 1 for global attention."""
+    def __init__(self, dim: int, dim_out: int, heads: int, q_stride: int, windows: int) -> None:
+        """`windows` is how many attend to each other: 1 for attention inside mask units, all of them for global."""
         super().__init__()
         self.heads = heads
         self.head_dim = dim_out // heads
         self.q_stride = q_stride
         self.windows = windows
-        self.window_tokens = tokens // windows
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, dim] to [B, N / q_stride, dim_out]."""
-        heads, head_dim, windows, tokens = self.heads, self.head_dim, self.windows, self.window_tokens
-        qkv = self.qkv(x)
-        # Unrolled order puts a window's tokens first and the windows last: N = T * W.
-        qkv = qkv.reshape(-1, tokens, windows, 3, heads, head_dim)  # [B, T, W, 3, heads, head_dim]
-        qkv = qkv.permute(3, 0, 2, 4, 1, 5).reshape(3, -1, heads, tokens, head_dim)  # [3, B*W, heads, T, head_dim]
-        q, k, v = qkv.unbind(0)
+        """[B * W, T, dim] to [B * W, T / q_stride, dim_out]."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.q_stride > 1:
-            tokens //= self.q_stride
-            q = q.reshape(-1, heads, self.q_stride, tokens, head_dim).amax(dim=2)  # [B*W, heads, T/Q, head_dim]
-        x = F.scaled_dot_product_attention(q, k, v)  # [B*W, heads, T/Q, head_dim]
-        x = x.reshape(-1, windows, heads, tokens, head_dim).permute(0, 3, 1, 2, 4)  # [B, T/Q, W, heads, head_dim]
-        out: Tensor = self.proj(x.reshape(-1, tokens * windows, heads * head_dim))
-        return out  # [B, N/Q, dim_out]
+            q = max_pool(q, self.q_stride)
+        tokens = q.shape[1]
+        attended = F.scaled_dot_product_attention(self._by_head(q), self._by_head(k), self._by_head(v))
+        out: Tensor = self.proj(attended.transpose(1, 2).reshape(-1, tokens, self.heads * self.head_dim))
+        return out
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[B * W, T, heads * head_dim] to [B * W / windows, heads, windows * T, head_dim]."""
+        return x.reshape(-1, self.windows * x.shape[1], self.heads, self.head_dim).transpose(1, 2)
 
 
 class Mlp(nn.Module):
@@ -272,7 +275,6 @@ class HieraBlock(nn.Module):
         dim_out: int,
         heads: int,
         q_stride: int,
-        tokens: int,
         windows: int,
         drop: float,
     ) -> None:
@@ -282,7 +284,7 @@ class HieraBlock(nn.Module):
         self.widens = dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.proj = nn.Linear(dim, dim_out) if self.widens and not config.expand_by_pooling else None
-        self.attn = MaskUnitAttention(dim, dim_out, heads, q_stride, tokens, windows)
+        self.attn = MaskUnitAttention(dim, dim_out, heads, q_stride, windows)
         self.ls1 = LayerScale(dim_out) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim_out, eps=eps)
         self.mlp = Mlp(dim_out, int(dim_out * config.mlp_ratio))
@@ -290,7 +292,7 @@ class HieraBlock(nn.Module):
         self.drop_path = DropPath(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, dim] to [B, N / q_stride, dim_out]."""
+        """[B * W, T, dim] to [B * W, T / q_stride, dim_out]."""
         normed = self.norm1(x)
         if self.widens:
             x = self._shortcut(x, normed)
@@ -301,9 +303,13 @@ class HieraBlock(nn.Module):
     def _shortcut(self, x: Tensor, normed: Tensor) -> Tensor:
         if self.proj is not None:
             return max_pool(self.proj(normed), self.q_stride)
-        # abswin: twice the channels by pooling in two ways.
-        x = x.reshape(-1, self.q_stride, x.shape[1] // self.q_stride, x.shape[2])  # [B, Q, N/Q, C]
-        return torch.cat([x.amax(dim=1), x.mean(dim=1)], dim=-1)  # [B, N/Q, 2C]
+        return expand_by_pooling(x, self.q_stride)
+
+
+def expand_by_pooling(x: Tensor, stride: int) -> Tensor:
+    """abswin's: twice the channels by pooling in two ways, [B * W, T, C] to [B * W, T / stride, 2 C]."""
+    x = x.reshape(-1, stride, x.shape[1] // stride, x.shape[2])
+    return torch.cat([x.amax(dim=1), x.mean(dim=1)], dim=-1)
 
 
 class Head(nn.Module):
@@ -333,8 +339,6 @@ class Hiera(nn.Module):
         depth = sum(config.stages)
         starts = [sum(config.stages[:i]) for i in range(1, len(config.stages))]
         q_stride = math.prod(config.q_stride)
-        tokens = math.prod(config.token_grid)
-        window_tokens = math.prod(config.mask_unit_size)
         dim, heads, stage = config.embed_dim, config.heads, 0
         blocks = []
         for i in range(depth):
@@ -344,12 +348,9 @@ class Hiera(nn.Module):
             if pooled:
                 stage += 1
                 dim_out, heads = dim * 2, heads * 2
-            windows = tokens // window_tokens if windowed else 1
+            windows = 1 if windowed else config.windows
             drop = drop_path_rate * i / max(depth - 1, 1)
-            blocks.append(HieraBlock(config, dim, dim_out, heads, q_stride if pooled else 1, tokens, windows, drop))
-            if pooled:
-                tokens //= q_stride
-                window_tokens //= q_stride
+            blocks.append(HieraBlock(config, dim, dim_out, heads, q_stride if pooled else 1, windows, drop))
             dim = dim_out
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
@@ -390,12 +391,11 @@ class Hiera(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pooled, normalised features [B, D] of [B, 3, H, W] or [B, 3, T, H, W]."""
-        config = self.config
         x = self.patch_embed(x) + self.position_embedding()  # [B, N, C]
-        x = unroll(x, config.token_grid, config.q_stride, len(config.stages) - 1)
+        x = into_windows(x, token_order(self.config).to(x.device), self.config.windows)
         for block in self.blocks:
             x = block(x)
-        features: Tensor = self.norm(x.mean(dim=1))
+        features: Tensor = self.norm(mean_of_tokens(x, self.config.windows))
         return features
 
     def forward(self, x: Tensor) -> Tensor:

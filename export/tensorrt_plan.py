@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import onnx
 
 from app.engines.cuda import CudaDevice
 from app.engines.pipeline import batch_ladder
@@ -22,7 +24,6 @@ from app.errors import EngineUnavailable
 from app.repository.store import Package
 from app.serving.golden import check_golden
 from export.errors import BuildRefused
-from export.tensorrt_graph import graph_for_tensorrt
 
 # The smallest batch, the one to be fastest at, and the largest, of the plan's one profile.
 LARGEST_BATCH = {"image": 64, "video": 8}
@@ -112,6 +113,32 @@ def default_timing_cache(key: PlanKey) -> Path:
     return folder / f"{key.architecture}-{key.flavour}-{key.version}.timing"
 
 
+def graph_for_tensorrt(path: Path) -> bytes:
+    """The serialized graph as TensorRT (11.4, and tensorrt_rtx 1.7) takes it, with the same answers.
+
+    It refuses two things that are better as they are elsewhere. It reorders no uint8 tensor, so rows become numbers
+    before channels come first. And it knows no `softmax_precision`: its fused kernels keep the softmax in float32 by
+    themselves, and the golden check looks at the result. Weights in a file of their own stay there and are not read.
+    """
+    model = onnx.load(path, load_external_data=False)
+    nodes = model.graph.node
+    if [node.op_type for node in nodes[:2]] == ["Transpose", "Cast"]:
+        transpose, cast_node = nodes[0], nodes[1]
+        (rows,), (channels_first,), (numbers,) = transpose.input, transpose.output, cast_node.output
+        cast_node.input[0], cast_node.output[0] = rows, channels_first
+        transpose.input[0], transpose.output[0] = channels_first, numbers
+        swapped = [type(node).FromString(node.SerializeToString()) for node in (cast_node, transpose, *nodes[2:])]
+        del nodes[:]
+        nodes.extend(swapped)
+        del model.graph.value_info[:]  # what is known of the tensor between them holds no more
+    for node in nodes:
+        if node.op_type == "Attention":
+            kept = [attribute for attribute in node.attribute if attribute.name != "softmax_precision"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return cast("bytes", model.SerializeToString())
+
+
 def parse_network(trt: Any, builder: Any, logger: Any, package: Package, lines: list[str], *, decompose: bool) -> Any:
     """The package's graph as a TensorRT network that gives probabilities alone.
 
@@ -126,7 +153,10 @@ def parse_network(trt: Any, builder: Any, logger: Any, package: Package, lines: 
     # The path leads the parser to weights in a file of their own.
     if not parser.parse(graph_for_tensorrt(package.graph), str(package.graph)):
         faults = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise BuildRefused(f"TensorRT's parser refuses the graph: {faults or first_error(lines)}")
+        raise BuildRefused(
+            f"TensorRT's parser refuses the graph: {faults or first_error(lines)}. If an earlier release built the "
+            "package, build it again"
+        )
     for output in [network.get_output(index) for index in range(network.num_outputs)]:
         if output.name != PROBABILITIES:
             network.unmark_output(output)

@@ -1,13 +1,14 @@
 """Traces a model into the graph that is served: uint8 rows in; probabilities, logits and features out, in float32.
 
-    rows uint8 [B, H, W, 3] -> channels first -> float -> minus 255 mean, rounded -> patch convolution, its weights
-    times 1 / (255 std) -> plus positions, and what rounding left out -> blocks -> mean over the tokens -> norm
-    -> features -> head -> logits -> softmax -> probabilities
+    rows uint8 [B, H, W, 3] -> channels first -> minus 255 mean, rounded -> patch convolution, its weights times
+    1 / (255 std) -> plus positions, and what rounding left out -> window after window -> blocks -> mean over the tokens
+    -> norm -> features -> head -> logits -> softmax -> probabilities
 
 What the convolution takes is whole numbers below 256, which bfloat16 and float16 hold exactly.
 
-A graph of lower precision has the patch embedding and the blocks in it, but each LayerNorm, each softmax, the pooling
-and the classifier in float32.
+A graph of lower precision has the patch embedding and the blocks in it, but the mean over the tokens, the last norm and
+the classifier in float32, and within the blocks the statistics of each LayerNorm and each softmax. No tensor has more
+than 6 axes: GPU kernels end at 8.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -25,7 +27,8 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from app.repository.manifest import Precision, Preprocessing
-from export.hiera import Hiera, unroll
+from export.hiera import Hiera, HieraBlock, into_windows, mean_of_tokens, token_order
+from export.serving_block import ServingBlock
 
 # The first opset with an Attention node, which engines map to their fused kernels.
 OPSET = 23
@@ -41,58 +44,50 @@ _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16,
 class ServingGraph(nn.Module):
     """A classifier with its normalisation inside, as it is traced.
 
-    The model is copied: the caller's weights stay as they are.
+    The model is read: the caller's weights stay as they are.
     """
 
     mean: Tensor
     position_embedding: Tensor
+    token_order: Tensor
 
     def __init__(self, model: Hiera, preprocessing: Preprocessing, precision: Precision = "fp32") -> None:
         super().__init__()
-        model = copy.deepcopy(model).eval()
-        axes = len(model.config.input_size)
-        per_channel = (3,) + (1,) * axes
         self.config = model.config
         self.dtype = _DTYPES[precision]
 
         # The convolution pads with zeros, which must stand for the mean: so the mean is subtracted before it.
+        per_channel = (3,) + (1,) * len(self.config.input_size)
         mean = 255.0 * torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(per_channel)
         whole = mean.round()
-        self.register_buffer("mean", whole.float())
+        self.register_buffer("mean", whole.to(self.dtype))
         std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(per_channel)
-        projection = model.patch_embed.proj
+        self.patch_embed = copy.deepcopy(model.patch_embed)
+        projection = self.patch_embed.proj
         projection.weight.data = (projection.weight.data.double() / (255.0 * std)).float()
         # Video's and abswin's embeddings are computed from parts; here they become one constant, with what a linear
         # convolution makes of the part of the mean that rounding left out.
-        left_out = _tokens(projection, (whole - mean).expand(1, 3, *model.config.input_size))
-        self.register_buffer("position_embedding", (model.position_embedding().detach().double() + left_out).float())
-
-        self.patch_embed = model.patch_embed
-        self.blocks = model.blocks
-        self.norm = model.norm
-        self.head = model.head
-        if self.dtype != torch.float32:
-            self._lower()
-        self.eval()
-
-    def _lower(self) -> None:
+        left_out = _tokens(projection, (whole - mean).expand(1, 3, *self.config.input_size))
+        position_embedding = (model.position_embedding().detach().double() + left_out).float()
+        self.register_buffer("position_embedding", position_embedding.to(self.dtype))
+        self.register_buffer("token_order", token_order(model.config))
         self.patch_embed.to(self.dtype)
-        self.blocks.to(self.dtype)
-        self.position_embedding = self.position_embedding.to(self.dtype)
-        for name, norm in list(self.blocks.named_modules()):
-            if isinstance(norm, nn.LayerNorm):
-                self.blocks.set_submodule(name, Float32LayerNorm(norm))
+
+        self.blocks = nn.ModuleList(ServingBlock(cast("HieraBlock", block), self.dtype) for block in model.blocks)
+        self.norm = copy.deepcopy(model.norm)
+        self.head = copy.deepcopy(model.head)
+        self.eval()
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [B, H, W, 3] or [B, T, H, W, 3] to probabilities [B, classes], logits [B, classes], features [B, D]."""
         last = rows.ndim - 1
-        x = rows.permute(0, last, *range(1, last))  # [B, 3, H, W] or [B, 3, T, H, W]
-        x = (x.float() - self.mean).to(self.dtype)
+        x = rows.permute(0, last, *range(1, last))  # [B, 3, H, W] or [B, 3, T, H, W], as long as that is bytes
+        x = x.to(self.dtype) - self.mean
         x = self.patch_embed(x) + self.position_embedding  # [B, N, C]
-        x = unroll(x, self.config.token_grid, self.config.q_stride, len(self.config.stages) - 1)
+        x = into_windows(x, self.token_order, self.config.windows)  # [B * W, T, C]
         for block in self.blocks:
             x = block(x)
-        features = self.norm(x.float().mean(dim=1))
+        features = self.norm(mean_of_tokens(x.float(), self.config.windows))
         logits = self.head(features)
         return logits.softmax(dim=-1), logits, features
 
@@ -104,18 +99,6 @@ def _tokens(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     with torch.no_grad():
         tokens: Tensor = exact(x)  # [B, C, *grid]
     return tokens.flatten(2).transpose(1, 2)
-
-
-class Float32LayerNorm(nn.Module):
-    """A LayerNorm that computes in float32 and answers in the dtype of its input."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.norm = norm.float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.float())
-        return normed.to(x.dtype)
 
 
 def export_graph(graph: ServingGraph, path: Path) -> list[Path]:
@@ -144,9 +127,6 @@ def export_graph(graph: ServingGraph, path: Path) -> list[Path]:
     if program is None:  # torch's signature allows it for the old exporter
         raise RuntimeError("the exporter returned no program")
     model = program.model
-    for node in model.graph:
-        if node.op_type == "Attention":
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT)
     # Traces carry source lines and paths of the building machine.
     passes.ClearMetadataAndDocStringPass()(model)
     passes.RemoveUnusedNodesPass()(model)

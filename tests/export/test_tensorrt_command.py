@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import shutil
 import subprocess
@@ -18,11 +19,11 @@ import tensorrt_rtx
 from app.engines.plans import PlanKey, find_plan, record_file
 from app.errors import EngineUnavailable, PackageError
 from app.repository.manifest import Preprocessing
-from app.repository.store import PackagePath, open_package
+from app.repository.store import PackagePath, open_package, sha256
 from export.cli import main
 from export.errors import BuildRefused
 from export.hiera import CONFIGS, Hiera
-from export.tensorrt_graph import graph_for_tensorrt, rewrite
+from export.tensorrt_plan import graph_for_tensorrt
 from export.to_onnx import ServingGraph, export_graph
 
 KEY = PlanKey("sm_89", "tensorrt_rtx", tensorrt_rtx.__version__)
@@ -90,23 +91,19 @@ def test_tensorrt_takes_the_other_kinds_of_graph_too(name: str, tmp_path: Path) 
     assert parsed(graph_for_tensorrt(tmp_path / "model.onnx")) == (True, "")
 
 
-def test_nothing_of_more_than_eight_axes_and_no_dead_weight_is_left(repository: Path) -> None:
-    model = onnx.load_from_string(graph_for_tensorrt(repository / "hiera_tiny_224" / "1" / "model.onnx"))
-    used = {tensor for node in model.graph.node for tensor in node.input}
-    assert {each.name for each in model.graph.initializer} <= used
-    for node in model.graph.node:
-        if node.op_type == "Transpose":
-            assert len(node.attribute[0].ints) <= 8
-    assert model.graph.node[0].op_type == "Cast"
-    onnx.checker.check_model(model)
-
-
-def test_a_graph_that_does_other_things_with_its_rows_is_refused(objects: Path) -> None:
-    model = onnx.load(objects / "model.onnx")
-    cast = next(node for node in model.graph.node if node.op_type == "Cast")
-    cast.op_type = "Identity"
-    with pytest.raises(BuildRefused, match="build the package again"):
-        rewrite(model)
+def test_a_graph_that_tensorrt_does_not_take_is_refused_with_what_to_do(
+    bf16: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(bf16 / "model.onnx")
+    model.graph.node[1].op_type = "Identity"  # instead of the cast: rows would be reordered as they come, in uint8
+    del model.graph.node[1].attribute[:]
+    onnx.save(model, bf16 / "model.onnx")
+    manifest = json.loads((bf16 / "model.json").read_text())
+    manifest["files"]["model.onnx"] = sha256(bf16 / "model.onnx")
+    (bf16 / "model.json").write_text(json.dumps(manifest))
+    assert main(["tensorrt", str(bf16), "--target", "sm_89"]) == 1
+    assert "build it again" in capsys.readouterr().err
+    assert not list(bf16.glob("*.plan"))
 
 
 def test_a_plan_is_built_without_a_gpu_with_every_attention_fused(

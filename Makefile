@@ -10,7 +10,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
   { echo "Python 3.11 or later is needed: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-newest check fuzz audit test-browser test-docker format lock clean
+.PHONY: help run test test-newest check fuzz audit test-browser test-cuda-host test-docker format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -34,7 +34,7 @@ $(TEST_VENV)/.ready: requirements/test.lock pyproject.toml
 run: $(VENV)/.ready ## make the environment and start the server on port 8000 (HIERA_PORT= for another one)
 	@$(VENV)/bin/hiera-serve run
 
-test: check ## format, lint, types, layers, tests (.ci/run, for CI, adds a browser, Triton and Docker)
+test: check ## format, lint, types, layers, tests (.ci/run, for CI, adds a browser, CUDA's host side, Triton and Docker)
 	@$(TEST_VENV)/bin/python -m pytest --quiet
 
 test-newest: ## the unit tests with the newest release of every dependency, as pip takes them (PYTHON= for another one)
@@ -65,6 +65,9 @@ audit: $(TEST_VENV)/.ready ## known vulnerabilities of what is locked (asks PyPI
 
 test-browser: $(TEST_VENV)/.ready ## /docs in a real Chromium (Debian's packages chromium and chromium-driver)
 	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/browser/run.sh
+
+test-cuda-host: $(TEST_VENV)/.ready ## ONNX Runtime's CUDA provider without a GPU: all of it but the kernels (gcc; 260 MB of wheels)
+	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/cuda_host/run.sh
 
 test-docker: $(TEST_VENV)/.ready ## build the images and run docker-compose.yml with a real Docker engine (root, minutes)
 	@PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python tests/docker/run.sh

@@ -127,6 +127,7 @@ def export_graph(graph: ServingGraph, path: Path) -> list[Path]:
     if program is None:  # torch's signature allows it for the old exporter
         raise RuntimeError("the exporter returned no program")
     model = program.model
+    _reduce_without_casts(model)
     # Traces carry source lines and paths of the building machine.
     passes.ClearMetadataAndDocStringPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -137,6 +138,24 @@ def export_graph(graph: ServingGraph, path: Path) -> list[Path]:
         return [path]
     ir.save(model, path, external_data=EXTERNAL_DATA)
     return [path, path.parent / EXTERNAL_DATA]
+
+
+def _reduce_without_casts(model: ir.Model) -> None:
+    """The tracer takes a maximum in float32, between two casts. Without them it is the same: casts keep the order.
+
+    In float16 alone: ONNX Runtime has no such kernel for bfloat16.
+    """
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "ReduceMax" else None
+        before = value.producer() if value is not None else None
+        if before is None or before.op_type != "Cast":
+            continue
+        lower, readers = before.inputs[0], [use.node for use in node.outputs[0].uses()]
+        if lower is not None and lower.dtype == ir.DataType.FLOAT16 and {each.op_type for each in readers} == {"Cast"}:
+            node.replace_input_with(0, lower)
+            node.outputs[0].type = lower.type
+            for reader in readers:
+                reader.outputs[0].replace_all_uses_with(node.outputs[0])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: its CUDA execution provider over memory, streams and staging of ours.
 
-ONNX Runtime records a CUDA graph for each batch size by itself, under the annotation that a run carries.
+The pipeline records a CUDA graph for each batch size. ONNX Runtime could too, but its graphs belong to the thread that
+ran first, and while it records no other thread of the process may allocate: another engine would fail to start.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
 logger = logging.getLogger(__name__)
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
-_NO_GRAPH = "-1"
 
 
 def require_cuda_provider() -> None:
@@ -42,7 +42,6 @@ class OnnxRuntimeCudaEngine:
         graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
         precision: what the graph computes in; ONNX Runtime keeps to it.
         device: where its work is queued.
-        cuda_graphs: record each batch size, where the graph allows it.
 
     Raises:
         PackageError: the graph cannot be loaded, or is not what a package holds.
@@ -58,7 +57,6 @@ class OnnxRuntimeCudaEngine:
         precision: str,
         max_batch: int,
         device: Device,
-        cuda_graphs: bool = True,
     ) -> None:
         self.row_shape = row_shape
         self.classes = classes
@@ -68,7 +66,7 @@ class OnnxRuntimeCudaEngine:
         self._bindings: dict[int, Any] = {}
         self._pipeline = Pipeline(device, row_shape, classes, batch_ladder(max_batch))
         try:
-            self._session, self._graphs = self._open(graph, cuda_graphs)
+            self._session, self._recordable = self._open(graph)
             check_graph(graph, self._session, row_shape)
         except BaseException:
             self._pipeline.close()
@@ -80,7 +78,7 @@ class OnnxRuntimeCudaEngine:
             precision,
             device.name,
             f"ONNX Runtime {ort.__version__}, {provider}, {device.description}"
-            + (", CUDA graphs" if self._graphs else ""),
+            + (", CUDA graphs" if self._recordable else ""),
         )
 
     def empty_rows(self, n: int) -> Rows:
@@ -91,7 +89,7 @@ class OnnxRuntimeCudaEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         try:
-            return self._pipeline.run(rows, self._enqueue, record=False)
+            return self._pipeline.run(rows, self._enqueue, record=self._recordable)
         except EngineOutOfMemory:
             self._shrink = True
             raise
@@ -102,47 +100,41 @@ class OnnxRuntimeCudaEngine:
         del self._session
         self._pipeline.close()
 
-    def _open(self, graph: Path, cuda_graphs: bool) -> tuple[ort.InferenceSession, bool]:
-        options = ort.SessionOptions()
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3
+    def _open(self, graph: Path) -> tuple[ort.InferenceSession, bool]:
+        """The session, and whether its runs can be recorded: where no node is left to the CPU."""
         if self._device.memory == "cpu":
-            return open_session(graph, options, [CPU_PROVIDER]), False
-        if cuda_graphs:
-            try:
-                session = open_session(graph, options, self._providers(cuda_graphs=True))
-                if CUDA_PROVIDER in session.get_providers():
-                    return session, True
-            except PackageError as error:
-                # Nodes that stay on the CPU rule recording out; the graph may yet run.
-                logger.info("%s is run without CUDA graphs (%s)", graph.name, error)
-        session = open_session(graph, options, self._providers(cuda_graphs=False))
-        if CUDA_PROVIDER not in session.get_providers():  # ONNX Runtime goes on without it
-            raise EngineUnavailable(
-                f"ONNX Runtime {ort.__version__} cannot start CUDA: its log names the library that is missing; "
-                "pip install 'hiera-serve[gpu]' brings CUDA's and cuDNN's"
-            )
-        return session, False
-
-    def _providers(self, *, cuda_graphs: bool) -> list[Any]:
+            return open_session(graph, _options(), [CPU_PROVIDER]), True
         settings = {
             "device_id": str(self._device.index),
             "user_compute_stream": str(self._pipeline.stream),
             # The arena grows by what is asked for and not to the next power of two.
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",
-            "enable_cuda_graph": "1" if cuda_graphs else "0",
             # What is called fp32 is fp32.
             "use_tf32": "0",
         }
-        return [(CUDA_PROVIDER, settings), CPU_PROVIDER]
+        cuda = (CUDA_PROVIDER, settings)
+        options = _options()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            session = open_session(graph, options, [cuda])
+            recordable = True
+        except PackageError as error:
+            logger.info("%s is run without CUDA graphs (%s)", graph.name, error)
+            session = open_session(graph, _options(), [cuda, CPU_PROVIDER])
+            recordable = False
+        if CUDA_PROVIDER not in session.get_providers():  # ONNX Runtime goes on without it
+            raise EngineUnavailable(
+                f"ONNX Runtime {ort.__version__} cannot start CUDA: its log names the library that is missing; "
+                "pip install 'hiera-serve[gpu]' brings CUDA's and cuDNN's"
+            )
+        return session, recordable
 
     def _enqueue(self, size: int) -> None:
         options = ort.RunOptions()
-        # The pipeline waits for its stream; ONNX Runtime need not.
+        # The pipeline waits for its stream; ONNX Runtime must not while it is recorded.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        options.add_run_config_entry("gpu_graph_id", str(size) if self._graphs else _NO_GRAPH)
-        if self._shrink and not self._graphs:
+        if self._shrink and not self._recordable:  # what is recorded has addresses in it
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._device.index}")
             self._shrink = False
         with run_errors(size):
@@ -157,3 +149,14 @@ class OnnxRuntimeCudaEngine:
             binding.bind_output("probabilities", *where, np.float32, (size, self.classes), self._pipeline.output)
             self._bindings[size] = binding
         return self._bindings[size]
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Its second run of a size would take its memory anew, in one piece, and that is the one that is recorded.
+    options.enable_mem_pattern = False
+    # Its kernel takes mean and variance in the precision of the graph; LayerNorm's own takes them in float32.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    return options

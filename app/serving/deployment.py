@@ -185,11 +185,12 @@ class Deployment:
             self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
 
     def _further(self, places: list[EngineOptions], selected: Selected) -> list[Engine]:
-        """An engine like the selected one, which shares nothing with it, for each place."""
+        """An engine like the selected one, warm as that is, which shares nothing with it, for each place."""
         engines: list[Engine] = []
         try:
             for place in places:
                 engines.append(build_engine(self.package, selected.choice.engine, place))
+                warm_up(engines[-1], selected.curve)
         except BaseException:
             for engine in (selected.engine, *engines):
                 engine.close()

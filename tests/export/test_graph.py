@@ -117,6 +117,8 @@ def test_lower_precision_keeps_statistics_softmax_pooling_and_classifier_in_floa
         return {types[node.input[0]] for node in graph.node if node.op_type == kind}
 
     assert inputs("MatMul") == inputs("Conv") == inputs("Attention") == {low}
+    # ONNX Runtime has no maximum of bfloat16; of float16 there is one, and nothing is cast for it.
+    assert inputs("ReduceMax") == {low if precision == "fp16" else TensorProto.FLOAT}
     assert inputs("Gemm") == inputs("Softmax") == inputs("ReduceMean") == {TensorProto.FLOAT}
     norms = [node for node in graph.node if node.op_type == "LayerNormalization"]
     assert [types[norm.input[0]] for norm in norms] == [low] * (len(norms) - 1) + [TensorProto.FLOAT]

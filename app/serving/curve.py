@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
-from app.engines.base import Engine, Rows
+from app.engines.base import Engine, Probabilities, Rows
 from app.errors import EngineOutOfMemory
 
 # A larger batch must raise the throughput by this much to be worth its latency.
@@ -22,6 +23,29 @@ _PATIENCE = 2
 _MIN_RUNS = 3
 _MAX_RUNS = 30
 _SECONDS_PER_SIZE = 0.1
+
+
+class Sample(Protocol):
+    """Rows to run an engine on, and a look at what it says of them."""
+
+    def fill(self, batch: Rows) -> None: ...
+
+    def check(self, engine: Engine, probabilities: Probabilities) -> None:
+        """Raises PackageError where the engine is wrong about rows of `fill`."""
+        ...
+
+
+class GreyRows:
+    """A `Sample` about which nothing is known."""
+
+    def fill(self, batch: Rows) -> None:
+        batch[...] = 127
+
+    def check(self, engine: Engine, probabilities: Probabilities) -> None:
+        """Any answer will do."""
+
+
+_GREY_ROWS = GreyRows()
 
 
 @dataclass(frozen=True)
@@ -132,9 +156,13 @@ def ladder(max_rows: int) -> list[int]:
 
 
 def measure_curve(
-    engines: Sequence[Engine], *, budget_s: float, clock: Callable[[], float] = time.perf_counter
+    engines: Sequence[Engine],
+    *,
+    budget_s: float,
+    sample: Sample = _GREY_ROWS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> BatchCurve:
-    """Run and time the ladder up to the engines' `max_batch`, smallest first.
+    """Run, check and time the ladder up to the engines' `max_batch`, smallest first.
 
     The climb stops early when two sizes in a row gain nothing, when the next size is predicted not to fit in what is
     left of `budget_s`, or when the device has no room. Of several runs the fastest counts: others only disturb.
@@ -142,9 +170,12 @@ def measure_curve(
     Args:
         engines: one, or several of a kind that serve side by side: the cost is what a batch takes on one of them while
             all run.
+        sample: what they are run on. Engines have kernels for some sizes that they do not use for others, so each size
+            is checked that may serve.
 
     Raises:
         EngineError: a batch failed.
+        PackageError: `sample` finds an engine wrong.
     """
     end = clock() + budget_s
     rows: list[int] = []
@@ -158,7 +189,7 @@ def measure_curve(
                 break
         best_rate = max((n / cost for n, cost in zip(rows, costs, strict=True)), default=0.0)
         try:
-            cost = _time_batch(engines, size, end, clock)
+            cost = _time_batch(engines, size, end, sample, clock)
         except EngineOutOfMemory:
             if not rows:
                 raise
@@ -169,26 +200,29 @@ def measure_curve(
     return BatchCurve(tuple(rows), tuple(costs))
 
 
-def warm_up(engine: Engine, curve: BatchCurve) -> None:
-    """Run each measured size that will be used once: the first run of a shape allocates and selects kernels.
+def warm_up(engine: Engine, curve: BatchCurve, sample: Sample = _GREY_ROWS) -> None:
+    """Run and check each measured size that will be used: the first run of a shape allocates and selects kernels.
 
     Raises:
         EngineError: a batch failed.
+        PackageError: `sample` finds the engine wrong.
     """
     for size in curve.rows:
         if size <= min(curve.deep_rows, engine.max_batch):
-            engine.run(_grey_rows(engine, size))
+            sample.check(engine, engine.run(_batch(engine, size, sample)))
 
 
 def time_one_row(engines: Sequence[Engine], *, runs: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of a batch of one row on each of `engines` at once, the fastest of `runs`; all are warm."""
-    with _Rounds(engines, 1) as run:
+    with _Rounds(engines, 1, _GREY_ROWS) as run:
         return min(_timed(run, clock) for _ in range(runs))
 
 
-def _time_batch(engines: Sequence[Engine], size: int, end: float, clock: Callable[[], float]) -> float:
-    with _Rounds(engines, size) as run:
-        run()  # the first run of a shape allocates and selects kernels
+def _time_batch(engines: Sequence[Engine], size: int, end: float, sample: Sample, clock: Callable[[], float]) -> float:
+    with _Rounds(engines, size, sample) as run:
+        # The first run of a shape allocates and selects kernels.
+        for engine, probabilities in zip(engines, run(), strict=True):
+            sample.check(engine, probabilities)
         fastest = float("inf")
         spent = 0.0
         for count in range(1, _MAX_RUNS + 1):
@@ -201,36 +235,34 @@ def _time_batch(engines: Sequence[Engine], size: int, end: float, clock: Callabl
     return max(fastest, 1e-7)
 
 
-def _timed(run: Callable[[], None], clock: Callable[[], float]) -> float:
+def _timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     begin = clock()
     run()
     return clock() - begin
 
 
-def _grey_rows(engine: Engine, size: int) -> Rows:
+def _batch(engine: Engine, size: int, sample: Sample) -> Rows:
     batch = engine.empty_rows(size)
-    batch[...] = 127
+    sample.fill(batch)
     return batch
 
 
 class _Rounds:
     """Runs a batch of `size` rows on every engine at once, as often as it is called."""
 
-    def __init__(self, engines: Sequence[Engine], size: int) -> None:
-        self._batches = [(engine, _grey_rows(engine, size)) for engine in engines]
+    def __init__(self, engines: Sequence[Engine], size: int, sample: Sample) -> None:
+        self._batches = [(engine, _batch(engine, size, sample)) for engine in engines]
         self._pool = ThreadPoolExecutor(len(engines)) if len(engines) > 1 else None
 
-    def __enter__(self) -> Callable[[], None]:
+    def __enter__(self) -> Callable[[], list[Probabilities]]:
         return self._run
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _run(self) -> None:
+    def _run(self) -> list[Probabilities]:
         if self._pool is None:
             ((engine, batch),) = self._batches
-            engine.run(batch)
-            return
-        for done in [self._pool.submit(engine.run, batch) for engine, batch in self._batches]:
-            done.result()
+            return [engine.run(batch)]
+        return [done.result() for done in [self._pool.submit(engine.run, batch) for engine, batch in self._batches]]

@@ -19,7 +19,7 @@ from app.serving.instance import Instance
 from app.serving.measured import MeasuredStore
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver
-from app.serving.selection import Selected, build_engine, build_streams, prove, select_engine
+from app.serving.selection import Selected, build_engine, build_streams, prove, sample_of, select_engine
 from app.serving.supervisor import InstanceKeeper, SupervisionOptions
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Deployment:
         try:
             for place in places:
                 engines.append(build_engine(self.package, selected.choice.engine, place))
-                warm_up(engines[-1], selected.curve)
+                warm_up(engines[-1], selected.curve, sample_of(self.package, selected.choice.engine))
         except BaseException:
             for engine in (selected.engine, *engines):
                 engine.close()
@@ -208,7 +208,7 @@ class Deployment:
         else:
             engine = build_engine(self.package, engine_name, place)
         try:
-            warm_up(engine, self._cost.curve)
+            warm_up(engine, self._cost.curve, sample_of(self.package, engine_name))
         except BaseException:
             engine.close()
             raise

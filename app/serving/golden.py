@@ -76,12 +76,42 @@ def check_golden(engine: Engine, golden: Golden, graph_precision: Precision) -> 
         batches += [(golden.rows[at : at + 1], golden.probabilities[at : at + 1]) for at in range(1, len(golden.rows))]
     actual = np.concatenate([run_checked(engine, np.ascontiguousarray(rows)) for rows, _ in batches])
     expected = np.concatenate([probabilities for _, probabilities in batches])
+    return _judge(engine, actual, expected, graph_precision)
+
+
+class GoldenSample:
+    """The golden rows over and over, in batches of any size; a `Sample` for sizes that `check_golden` does not run."""
+
+    def __init__(self, golden: Golden, graph_precision: Precision) -> None:
+        self._golden = golden
+        self._precision = graph_precision
+
+    def fill(self, batch: Rows) -> None:
+        np.take(self._golden.rows, self._which(len(batch)), axis=0, out=batch)
+
+    def check(self, engine: Engine, probabilities: Probabilities) -> None:
+        """Raises PackageError where the engine is out of tolerance; the message gives the size and the figures."""
+        expected = self._golden.probabilities[self._which(len(probabilities))]
+        try:
+            if probabilities.shape != expected.shape:
+                raise PackageError(f"{engine.info.name} gives {probabilities.shape}, not {expected.shape}")
+            _judge(engine, probabilities, expected, self._precision)
+        except PackageError as error:
+            raise PackageError(f"in a batch of {len(probabilities)}, {error}") from error
+
+    def _which(self, size: int) -> NDArray[np.intp]:
+        return np.arange(size) % len(self._golden.rows)
+
+
+def _judge(engine: Engine, actual: Probabilities, expected: Probabilities, graph_precision: Precision) -> GoldenReport:
+    """How far an engine is from the reference. Raises PackageError where that is out of tolerance."""
     tolerance = max((TOLERANCES[engine.info.precision], TOLERANCES[graph_precision]), key=lambda t: t.log_ratio)
     report = compare(actual, expected, tolerance)
-    if (
-        report.max_abs_probability > tolerance.probability
-        or report.max_log_ratio > tolerance.log_ratio
-        or report.top1_agreement < 1.0
+    # Written so that NaN fails too.
+    if not (
+        report.max_abs_probability <= tolerance.probability
+        and report.max_log_ratio <= tolerance.log_ratio
+        and report.top1_agreement == 1.0
     ):
         raise PackageError(
             f"{engine.info.name} ({engine.info.precision}) disagrees with the reference on the golden rows: "

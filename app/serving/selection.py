@@ -21,8 +21,8 @@ from app.engines.factory import (
 )
 from app.errors import EngineError, EngineUnavailable, HieraError, PackageError
 from app.repository.store import GRAPH, Package
-from app.serving.curve import WORTHWHILE_GAIN, BatchCurve, measure_curve, time_one_row, warm_up
-from app.serving.golden import check_golden
+from app.serving.curve import WORTHWHILE_GAIN, BatchCurve, GreyRows, Sample, measure_curve, time_one_row, warm_up
+from app.serving.golden import GoldenSample, check_golden
 from app.serving.measured import Measured, MeasuredStore
 from app.serving.model import EngineChoice, EngineTrial
 from app.serving.quiet import Quiet
@@ -94,6 +94,11 @@ def prove(engine: Engine, package: Package) -> str:
     )
 
 
+def sample_of(package: Package, engine: str) -> Sample:
+    """What an engine is measured and warmed up on: the golden rows, or any for a no-op engine, which runs no model."""
+    return GreyRows() if engine == "noop" else GoldenSample(package.golden, package.manifest.precision)
+
+
 def build_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
     """Load a package into engines that share a model and the cores (`create_streams`), each proven.
 
@@ -138,8 +143,7 @@ def select_engine(
     try:
         with _quiet.measuring():
             seconds = _race(passed, package) if len(passed) > 1 else {}
-            best = min(passed, key=lambda name: seconds.get(name, 0.0))
-            curve = measure_curve([passed[best]], budget_s=budget_s)
+            best, curve = _measure_fastest(package, passed, seconds, details, budget_s)
     except BaseException:
         _close(passed.values())
         raise
@@ -149,6 +153,26 @@ def select_engine(
     trials = tuple(EngineTrial(name, seconds.get(name), details[name]) for name in names)
     store.write(key, Measured(best, trials, len(shared), curve))
     return Selected(engine, shared, details[best], curve, _choice(best, trials, options, before=False))
+
+
+def _measure_fastest(
+    package: Package, passed: dict[str, Engine], seconds: dict[str, float], details: dict[str, str], budget_s: float
+) -> tuple[str, BatchCurve]:
+    """The fastest engine that agrees with the golden sample at every batch size, and its curve.
+
+    One that does not leaves `passed`, and `details` says why. Raises PackageError where that is the last one.
+    """
+    while True:
+        name = min(passed, key=lambda each: seconds.get(each, 0.0))
+        try:
+            return name, measure_curve([passed[name]], budget_s=budget_s, sample=sample_of(package, name))
+        except PackageError as error:
+            logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
+            details[name] = str(error)
+            if len(passed) == 1:
+                raise PackageError("; ".join(details.values())) from error
+            passed.pop(name).close()
+            seconds.pop(name, None)
 
 
 def _find_streams(
@@ -166,7 +190,7 @@ def _find_streams(
             with _quiet.busy():
                 streams = build_streams(package, name, options, count)
             with _quiet.measuring():
-                measured = measure_curve(streams, budget_s=budget_s)
+                measured = measure_curve(streams, budget_s=budget_s, sample=sample_of(package, name))
         except HieraError as error:
             logger.warning("%s: %d streams are not used: %s", package.manifest.name, count, error)
             break
@@ -208,8 +232,9 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
             if kept.streams:
                 engines += build_streams(package, kept.engine, options, kept.streams)
             streams = engines[1:]
-            warm_up(engine, kept.curve)
-            _side_by_side(lambda stream: warm_up(stream, kept.curve), streams)
+            sample = sample_of(package, kept.engine)
+            warm_up(engine, kept.curve, sample)
+            _side_by_side(lambda stream: warm_up(stream, kept.curve, sample), streams)
         disturbed = time_one_row(streams or engines) < kept.curve.seconds[0] * _DISTURBED
     except HieraError as error:
         logger.warning("%s: %s no longer works, choosing again (%s)", name, kept.engine, error)

@@ -17,7 +17,7 @@ from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine, create_streams
 from app.errors import ChangeRefused, EngineError, EngineOutOfMemory
 from app.serving import deployment, selection
-from app.serving.curve import BatchCurve, warm_up
+from app.serving.curve import BatchCurve, Sample, warm_up
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.supervisor import SupervisionOptions
@@ -100,10 +100,10 @@ def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_i
         made.append(Mortal(create_engine(*args)))
         return made[-1]
 
-    def warm_up_worse(engine: Engine, curve: BatchCurve) -> None:
+    def warm_up_worse(engine: Engine, curve: BatchCurve, sample: Sample) -> None:
         if len(made) == 2:
             raise EngineOutOfMemory("another process has it")
-        warm_up(engine, curve)
+        warm_up(engine, curve, sample)
 
     monkeypatch.setattr(selection, "create_engine", create)
     monkeypatch.setattr(deployment, "warm_up", warm_up_worse)

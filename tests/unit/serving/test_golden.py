@@ -13,7 +13,7 @@ from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
 from app.errors import EngineError, PackageError
 from app.repository.store import Golden
-from app.serving.golden import TOLERANCES, check_golden, compare
+from app.serving.golden import TOLERANCES, GoldenSample, check_golden, compare
 
 MakeGraph = Callable[..., Path]
 
@@ -147,3 +147,33 @@ def test_another_top_class_is_allowed_only_where_the_reference_hardly_prefers_it
     tie = np.array([[0.40001, 0.4, 0.2]], np.float32)
     swapped_tie = np.array([[0.4, 0.40001, 0.2]], np.float32)
     assert compare(swapped_tie, tie, TOLERANCES["fp32"]).top1_agreement == 1.0
+
+
+def test_the_golden_rows_come_over_and_over_in_batches_of_any_size() -> None:
+    sample = GoldenSample(golden_of([3, 1, 4]), "fp32")
+    for size in (1, 3, 8):
+        engine = FakeEngine(max_batch=8)
+        batch = engine.empty_rows(size)
+        sample.fill(batch)
+        sample.check(engine, engine.run(batch))
+        assert engine.batches == [[3, 1, 4, 3, 1, 4, 3, 1][:size]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answers: answers[::-1].copy(),
+        lambda answers: np.vstack([answers[:4], answers[3:4]]),  # the last row is another one's
+        lambda answers: np.full_like(answers, np.nan),
+        lambda answers: answers[:, :-1],
+    ],
+    ids=["rows in another order", "one row wrong", "not numbers", "a class too few"],
+)
+def test_an_engine_that_is_wrong_about_a_batch_is_refused_with_its_size(
+    spoil: Callable[[Probabilities], Probabilities],
+) -> None:
+    sample, engine = GoldenSample(golden_of([3, 1, 4]), "fp32"), FakeEngine(max_batch=8)
+    batch = engine.empty_rows(5)
+    sample.fill(batch)
+    with pytest.raises(PackageError, match="in a batch of 5, "):
+        sample.check(engine, spoil(engine.run(batch)))

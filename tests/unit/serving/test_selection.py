@@ -15,6 +15,7 @@ from app.engines.factory import EngineOptions, create_engine
 from app.errors import PackageError
 from app.repository.store import Package, discover, open_package
 from app.serving import selection
+from app.serving.curve import GreyRows
 from app.serving.measured import MeasuredStore
 from app.serving.selection import Selected, select_engine
 
@@ -52,6 +53,14 @@ class Wrong(Slowed):
 
     def run(self, rows: Rows) -> Probabilities:
         return self.inner.run(rows)[:, ::-1].copy()
+
+
+class WrongInPairs(Slowed):
+    """Fast, and of another opinion about batches of two alone, as an engine whose kernel for that size is broken."""
+
+    def run(self, rows: Rows) -> Probabilities:
+        answers = self.inner.run(rows)
+        return answers[:, ::-1].copy() if len(rows) == 2 else answers
 
 
 @pytest.fixture
@@ -111,6 +120,43 @@ def test_a_fast_engine_that_disagrees_with_the_golden_sample_is_not_taken(
     assert refused.seconds is None
     assert "disagrees with the reference" in refused.detail
     selected.engine.close()
+
+
+def test_an_engine_that_is_wrong_at_one_batch_size_is_not_taken(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Slowed] = {}
+
+    def create(name: str, *args: object) -> Engine:
+        inner = create_engine(name, *args)  # type: ignore[arg-type]
+        made[name] = WrongInPairs(inner, 0.0) if name == "onnxruntime" else Slowed(inner, 0.005)
+        return made[name]
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    assert len(package.golden.rows) not in (1, 2), "or the golden check itself would see it"
+    selected = choose(package)
+    assert selected.choice.engine == "openvino"
+    assert "onnxruntime" not in selected.choice.reason
+    refused = selected.choice.trials[1]
+    assert refused.seconds is None
+    assert "in a batch of 2, onnxruntime (fp32) disagrees with the reference" in refused.detail
+    assert [made[name].closed for name in ("openvino", "onnxruntime")] == [False, True]
+    selected.engine.close()
+
+
+def test_one_engine_alone_that_is_wrong_at_one_batch_size_has_its_package_refused(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Slowed] = []
+
+    def create(name: str, *args: object) -> Engine:
+        made.append(WrongInPairs(create_engine(name, *args), 0.0))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    with pytest.raises(PackageError, match="in a batch of 2, onnxruntime"):
+        choose(package, EngineOptions("onnxruntime", threads=1, max_batch=4))
+    assert [each.closed for each in made] == [True]
 
 
 def test_when_no_engine_agrees_the_package_is_refused_with_every_reason(make_package: MakePackage) -> None:
@@ -222,6 +268,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], lis
         monkeypatch.setattr(selection, "create_engine", lambda *args: Steered(seconds[1]))
         monkeypatch.setattr(selection, "create_streams", create_many)
         monkeypatch.setattr(selection, "prove", lambda engine, package: "passed")
+        monkeypatch.setattr(selection, "sample_of", lambda package, engine: GreyRows())
         return tried
 
     return steer

@@ -203,13 +203,23 @@ def measure_curve(
 def warm_up(engine: Engine, curve: BatchCurve, sample: Sample = _GREY_ROWS) -> None:
     """Run and check each measured size that will be used: the first run of a shape allocates and selects kernels.
 
+    It ends early where the device has no room for a size: an instance goes on with smaller batches.
+
     Raises:
         EngineError: a batch failed.
+        EngineOutOfMemory: there is no room for a single row.
         PackageError: `sample` finds the engine wrong.
     """
     for size in curve.rows:
-        if size <= min(curve.deep_rows, engine.max_batch):
-            sample.check(engine, engine.run(_batch(engine, size, sample)))
+        if size > min(curve.deep_rows, engine.max_batch):
+            return
+        try:
+            probabilities = engine.run(_batch(engine, size, sample))
+        except EngineOutOfMemory:
+            if size == 1:
+                raise
+            return
+        sample.check(engine, probabilities)
 
 
 def time_one_row(engines: Sequence[Engine], *, runs: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:

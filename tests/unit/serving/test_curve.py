@@ -89,6 +89,21 @@ def test_warming_up_runs_the_sizes_that_will_be_used_and_no_others() -> None:
     assert [len(batch) for batch in engine.batches] == [1, 2, 4]
 
 
+def test_warming_up_ends_where_there_is_no_room_unless_that_is_a_single_row() -> None:
+    def full_beyond(rows: int) -> FakeEngine:
+        def run(marks: list[int]) -> None:
+            if len(marks) > rows:
+                raise EngineOutOfMemory("no room")
+
+        return FakeEngine(run)
+
+    engine = full_beyond(2)
+    warm_up(engine, BatchCurve((1, 2, 4, 8), (1.0, 1.0, 1.0, 1.0)))
+    assert [len(batch) for batch in engine.batches] == [1, 2, 4]
+    with pytest.raises(EngineOutOfMemory):
+        warm_up(full_beyond(0), BatchCurve((1, 2), (1.0, 1.0)))
+
+
 def test_waiting_time_is_predicted_from_full_batches_and_the_rest() -> None:
     curve = BatchCurve((1, 2, 4), (0.010, 0.012, 0.016))
     assert curve.useful_rows == 4

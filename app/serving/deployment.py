@@ -189,8 +189,7 @@ class Deployment:
         engines: list[Engine] = []
         try:
             for place in places:
-                engines.append(build_engine(self.package, selected.choice.engine, place))
-                warm_up(engines[-1], selected.curve, sample_of(self.package, selected.choice.engine))
+                engines.append(self._warm(build_engine(self.package, selected.choice.engine, place)))
         except BaseException:
             for engine in (selected.engine, *engines):
                 engine.close()
@@ -207,12 +206,16 @@ class Deployment:
                 each.close()
         else:
             engine = build_engine(self.package, engine_name, place)
+        return self._instance(self._warm(engine))
+
+    def _warm(self, engine: Engine) -> Engine:
+        """The engine, warm; closed where that fails."""
         try:
-            warm_up(engine, self._cost.curve, sample_of(self.package, engine_name))
+            warm_up(engine, self._cost.curve, sample_of(self.package, engine))
         except BaseException:
             engine.close()
             raise
-        return self._instance(engine)
+        return engine
 
     def _instance(self, engine: Engine) -> Instance:
         return Instance(

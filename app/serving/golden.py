@@ -93,10 +93,9 @@ class GoldenSample:
         """Raises PackageError where the engine is out of tolerance; the message gives the size and the figures."""
         expected = self._golden.probabilities[self._which(len(probabilities))]
         try:
-            if probabilities.shape != expected.shape:
-                raise PackageError(f"{engine.info.name} gives {probabilities.shape}, not {expected.shape}")
+            _check_distribution(engine, probabilities, len(expected))
             _judge(engine, probabilities, expected, self._precision)
-        except PackageError as error:
+        except (EngineError, PackageError) as error:
             raise PackageError(f"in a batch of {len(probabilities)}, {error}") from error
 
     def _which(self, size: int) -> NDArray[np.intp]:
@@ -107,11 +106,10 @@ def _judge(engine: Engine, actual: Probabilities, expected: Probabilities, graph
     """How far an engine is from the reference. Raises PackageError where that is out of tolerance."""
     tolerance = max((TOLERANCES[engine.info.precision], TOLERANCES[graph_precision]), key=lambda t: t.log_ratio)
     report = compare(actual, expected, tolerance)
-    # Written so that NaN fails too.
-    if not (
-        report.max_abs_probability <= tolerance.probability
-        and report.max_log_ratio <= tolerance.log_ratio
-        and report.top1_agreement == 1.0
+    if (
+        report.max_abs_probability > tolerance.probability
+        or report.max_log_ratio > tolerance.log_ratio
+        or report.top1_agreement < 1.0
     ):
         raise PackageError(
             f"{engine.info.name} ({engine.info.precision}) disagrees with the reference on the golden rows: "
@@ -147,15 +145,20 @@ def run_checked(engine: Engine, rows: Rows) -> Probabilities:
         EngineError: the batch failed, or gave NaN, infinities, the wrong shape or rows that don't sum to one.
     """
     probabilities = engine.run(rows)
-    if probabilities.shape != (len(rows), engine.classes):
-        raise EngineError(f"the engine gave {probabilities.shape} for {len(rows)} rows of {engine.classes} classes")
+    _check_distribution(engine, probabilities, len(rows))
+    return probabilities
+
+
+def _check_distribution(engine: Engine, probabilities: Probabilities, rows: int) -> None:
+    """Raises EngineError unless these are one probability distribution for each of so many rows."""
+    if probabilities.shape != (rows, engine.classes):
+        raise EngineError(f"the engine gave {probabilities.shape} for {rows} rows of {engine.classes} classes")
     sums = probabilities.sum(axis=1, dtype=np.float64)
     # Written so that NaN fails too: it compares false with everything.
     if not (np.all(np.abs(sums - 1.0) <= _SUM_TOLERANCE) and probabilities.min() >= 0.0):
         raise EngineError(
             "the engine gave something that is no probability distribution (NaN, infinite, or not summing to one)"
         )
-    return probabilities
 
 
 def _centred_log(probabilities: Probabilities) -> NDArray[np.float64]:

@@ -94,9 +94,9 @@ def prove(engine: Engine, package: Package) -> str:
     )
 
 
-def sample_of(package: Package, engine: str) -> Sample:
+def sample_of(package: Package, engine: Engine) -> Sample:
     """What an engine is measured and warmed up on: the golden rows, or any for a no-op engine, which runs no model."""
-    return GreyRows() if engine == "noop" else GoldenSample(package.golden, package.manifest.precision)
+    return GreyRows() if engine.info.name == "noop" else GoldenSample(package.golden, package.manifest.precision)
 
 
 def build_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
@@ -165,7 +165,8 @@ def _measure_fastest(
     while True:
         name = min(passed, key=lambda each: seconds.get(each, 0.0))
         try:
-            return name, measure_curve([passed[name]], budget_s=budget_s, sample=sample_of(package, name))
+            engine = passed[name]
+            return name, measure_curve([engine], budget_s=budget_s, sample=sample_of(package, engine))
         except PackageError as error:
             logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
             details[name] = str(error)
@@ -189,8 +190,12 @@ def _find_streams(
         try:
             with _quiet.busy():
                 streams = build_streams(package, name, options, count)
-            with _quiet.measuring():
-                measured = measure_curve(streams, budget_s=budget_s, sample=sample_of(package, name))
+            try:
+                with _quiet.measuring():
+                    measured = measure_curve(streams, budget_s=budget_s, sample=sample_of(package, streams[0]))
+            except BaseException:
+                _close(streams)
+                raise
         except HieraError as error:
             logger.warning("%s: %d streams are not used: %s", package.manifest.name, count, error)
             break
@@ -232,7 +237,7 @@ def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Sele
             if kept.streams:
                 engines += build_streams(package, kept.engine, options, kept.streams)
             streams = engines[1:]
-            sample = sample_of(package, kept.engine)
+            sample = sample_of(package, engine)
             warm_up(engine, kept.curve, sample)
             _side_by_side(lambda stream: warm_up(stream, kept.curve, sample), streams)
         disturbed = time_one_row(streams or engines) < kept.curve.seconds[0] * _DISTURBED

@@ -316,3 +316,21 @@ def test_streams_that_cannot_be_built_leave_the_engine_alone(
     monkeypatch.setattr(selection, "create_streams", fail)
     selected = select_engine(package, STREAMING, MeasuredStore(None), budget_s=1, streams=0)
     assert selected.streams == []
+
+
+def test_streams_that_are_wrong_at_a_batch_size_are_closed_and_leave_the_engine_alone(
+    package: Package, streams: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams({1: 0.01, 2: 0.01})
+    made = [Steered(0.01) for _ in range(2)]
+
+    class Doubts(GreyRows):
+        def check(self, engine: Engine, probabilities: Probabilities) -> None:
+            if engine in made:
+                raise PackageError("disagrees with the reference")
+
+    monkeypatch.setattr(selection, "create_streams", lambda *args: made)
+    monkeypatch.setattr(selection, "sample_of", lambda package, engine: Doubts())
+    selected = select_engine(package, STREAMING, MeasuredStore(None), budget_s=1, streams=0)
+    assert selected.streams == []
+    assert all(each.closed.is_set() for each in made)

@@ -176,7 +176,12 @@ def mean_of_tokens(x: Tensor, windows: int) -> Tensor:
 
 def max_pool(x: Tensor, stride: int) -> Tensor:
     """Maximum over the tokens that share a query: [B * W, T, C] to [B * W, T / stride, C]."""
-    return x.reshape(-1, stride, x.shape[1] // stride, x.shape[2]).amax(dim=1)
+    return _by_query(x, stride).amax(dim=1)
+
+
+def _by_query(x: Tensor, stride: int) -> Tensor:
+    """The tokens that share a query side by side: [B * W, T, C] to [B * W, stride, T / stride, C]."""
+    return x.reshape(-1, stride, x.shape[1] // stride, x.shape[2])
 
 
 class PatchEmbed(nn.Module):
@@ -308,7 +313,7 @@ class HieraBlock(nn.Module):
 
 def expand_by_pooling(x: Tensor, stride: int) -> Tensor:
     """abswin's: twice the channels by pooling in two ways, [B * W, T, C] to [B * W, T / stride, 2 C]."""
-    x = x.reshape(-1, stride, x.shape[1] // stride, x.shape[2])
+    x = _by_query(x, stride)
     return torch.cat([x.amax(dim=1), x.mean(dim=1)], dim=-1)
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from typing import cast
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx import ops as onnx_ops
 
 from export.hiera import HieraBlock, expand_by_pooling, max_pool
-
-_FLOAT32 = 1  # of ONNX's TensorProto.DataType
 
 
 class ServingBlock(nn.Module):
@@ -72,7 +71,7 @@ class ServingBlock(nn.Module):
             ),
             q_num_heads=self.heads,
             kv_num_heads=self.heads,
-            softmax_precision=_FLOAT32,
+            softmax_precision=int(ir.DataType.FLOAT),
         )[0]
         out: Tensor = self.attn_proj(attended.reshape(-1, tokens, channels))
         return out

@@ -7,6 +7,7 @@ allowed. In fp32 there are no such kernels.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,13 +124,12 @@ def graph_for_tensorrt(path: Path) -> bytes:
     model = onnx.load(path, load_external_data=False)
     nodes = model.graph.node
     if [node.op_type for node in nodes[:2]] == ["Transpose", "Cast"]:
-        transpose, cast_node = nodes[0], nodes[1]
-        (rows,), (channels_first,), (numbers,) = transpose.input, transpose.output, cast_node.output
-        cast_node.input[0], cast_node.output[0] = rows, channels_first
-        transpose.input[0], transpose.output[0] = channels_first, numbers
-        swapped = [type(node).FromString(node.SerializeToString()) for node in (cast_node, transpose, *nodes[2:])]
-        del nodes[:]
-        nodes.extend(swapped)
+        transpose, cast_node = copy.deepcopy(nodes[0]), copy.deepcopy(nodes[1])
+        (rows,), (between,), (channels_first,) = transpose.input, transpose.output, cast_node.output
+        cast_node.input[0], cast_node.output[0] = rows, between
+        transpose.input[0], transpose.output[0] = between, channels_first
+        nodes[0].CopyFrom(cast_node)
+        nodes[1].CopyFrom(transpose)
         del model.graph.value_info[:]  # what is known of the tensor between them holds no more
     for node in nodes:
         if node.op_type == "Attention":

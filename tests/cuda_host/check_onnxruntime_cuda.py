@@ -11,21 +11,22 @@ import dataclasses
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from fresh_graph import write_fresh_graph
 from host_device import HostDevice
 
 from app.engines.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaEngine
 from app.errors import EngineOutOfMemory
-from app.repository.manifest import Precision, Preprocessing
-from export.hiera import CONFIGS, Hiera, HieraConfig
-from export.to_onnx import ServingGraph, export_graph
+from app.repository.manifest import Precision
+from export.hiera import CONFIGS, HieraConfig
 
+RUNTIME = ctypes.CDLL("libcudart.so.13")
 GIB = 1 << 30
 CLASSES = 10
 MAX_BATCH = 8
@@ -46,7 +47,7 @@ class StandIn:
     """The library in place of the CUDA runtime, by its own few functions."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL("libcudart.so.13")
+        self._library = RUNTIME
         self._library.stand_in_journal.restype = ctypes.c_char_p
         self._library.stand_in_held.restype = ctypes.c_size_t
         self._library.stand_in_limit.argtypes = [ctypes.c_size_t]
@@ -73,13 +74,15 @@ class StandIn:
     def recorded(self) -> list[list[str]]:
         """What was recorded into each CUDA graph."""
         graphs: list[list[str]] = []
-        inside = False
+        current: list[str] | None = None
         for line in self.journal:
             if line == "begin":
-                graphs.append([])
-            elif inside and line != "end":
-                graphs[-1].append(line)
-            inside = line == "begin" or (inside and line != "end")
+                current = []
+                graphs.append(current)
+            elif line == "end":
+                current = None
+            elif current is not None:
+                current.append(line)
         return graphs
 
 
@@ -87,28 +90,27 @@ class CudaHostDevice(HostDevice):
     """Memory of the host under the name by which ONNX Runtime puts things onto a GPU; records as `CudaDevice` does."""
 
     memory = "cuda"
-    _runtime = ctypes.CDLL("libcudart.so.13")
     _thread_local = 1
 
     def record(self, work: Callable[[], None], stream: int) -> int:
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._runtime.cudaStreamBeginCapture(ctypes.c_void_p(stream), self._thread_local)
+        RUNTIME.cudaStreamBeginCapture(ctypes.c_void_p(stream), self._thread_local)
         try:
             work()
         finally:
-            self._runtime.cudaStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
-        self._runtime.cudaGraphInstantiate(ctypes.byref(executable), graph, ctypes.c_uint64(0))
-        return super().record(lambda: self._runtime.cudaGraphLaunch(executable, ctypes.c_void_p(stream)), stream)
+            RUNTIME.cudaStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
+        RUNTIME.cudaGraphInstantiate(ctypes.byref(executable), graph, ctypes.c_uint64(0))
+        return super().record(lambda: RUNTIME.cudaGraphLaunch(executable, ctypes.c_void_p(stream)), stream)
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
+def stand_in() -> StandIn:
+    """As it is at the start of a process, whatever an earlier test asked of it."""
     library = StandIn()
     library.limit(80 * GIB)
-    library.forget()
-    yield library
-    library.limit(80 * GIB)
     library.record_slowly(0)
+    library.forget()
+    return library
 
 
 def few_blocks(name: str) -> HieraConfig:
@@ -117,13 +119,7 @@ def few_blocks(name: str) -> HieraConfig:
 
 
 def graph_of(config: HieraConfig, precision: Precision, folder: Path) -> Path:
-    height, width = config.input_size[-2:]
-    plain = Preprocessing(
-        resize_short_side=height, height=height, width=width, interpolation="bicubic", mean=(0.5,) * 3, std=(1, 1, 1)
-    )
-    path = folder / "model.onnx"
-    export_graph(ServingGraph(Hiera(config), plain, precision), path)
-    return path
+    return write_fresh_graph(config, precision, folder / "model.onnx")
 
 
 def engine_of(graph: Path, config: HieraConfig, precision: Precision) -> OnnxRuntimeCudaEngine:

@@ -15,16 +15,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 import tensorrt_rtx
+from fresh_graph import write_fresh_graph
 
 from app.engines.plans import PlanKey, find_plan, record_file
 from app.errors import EngineUnavailable, PackageError
-from app.repository.manifest import Preprocessing
 from app.repository.store import PackagePath, open_package, sha256
 from export.cli import main
 from export.errors import BuildRefused
-from export.hiera import CONFIGS, Hiera
+from export.hiera import CONFIGS
 from export.tensorrt_plan import graph_for_tensorrt
-from export.to_onnx import ServingGraph, export_graph
 
 KEY = PlanKey("sm_89", "tensorrt_rtx", tensorrt_rtx.__version__)
 
@@ -83,12 +82,7 @@ def test_the_rewritten_graph_gives_the_same_answers_and_is_taken_where_the_origi
 def test_tensorrt_takes_the_other_kinds_of_graph_too(name: str, tmp_path: Path) -> None:
     # One block more than is needed for every kind of block: the others repeat them.
     config = dataclasses.replace(CONFIGS[name], stages=(1, 2, 2, 1), num_classes=10, embed_dim=CONFIGS[name].heads * 8)
-    height, width = config.input_size[-2:]
-    plain = Preprocessing(
-        resize_short_side=height, height=height, width=width, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
-    )
-    export_graph(ServingGraph(Hiera(config), plain, "bf16"), tmp_path / "model.onnx")
-    assert parsed(graph_for_tensorrt(tmp_path / "model.onnx")) == (True, "")
+    assert parsed(graph_for_tensorrt(write_fresh_graph(config, "bf16", tmp_path / "model.onnx"))) == (True, "")
 
 
 def test_a_graph_that_tensorrt_does_not_take_is_refused_with_what_to_do(

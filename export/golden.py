@@ -21,8 +21,8 @@ def golden_count(row_shape: tuple[int, ...]) -> int:
     return GOLDEN_IMAGES if len(row_shape) == 3 else GOLDEN_CLIPS
 
 
-def render_rows(row_shape: tuple[int, ...], count: int) -> NDArray[np.uint8]:
-    """The first `count` rows of the endless series for a shape.
+def render_rows(row_shape: tuple[int, ...], count: int, first: int = 0) -> NDArray[np.uint8]:
+    """`count` rows of the endless series for a shape, from the row `first`.
 
     Args:
         row_shape: (H, W, 3), or (T, H, W, 3) for clips of a moving view.
@@ -30,7 +30,7 @@ def render_rows(row_shape: tuple[int, ...], count: int) -> NDArray[np.uint8]:
     Returns:
         uint8 [count, *row_shape].
     """
-    return np.stack([render_row(row_shape, index) for index in range(count)])
+    return np.stack([render_row(row_shape, index) for index in range(first, first + count)])
 
 
 def render_row(row_shape: tuple[int, ...], index: int) -> NDArray[np.uint8]:

@@ -159,7 +159,7 @@ def _open_openvino(path: Path) -> GraphRunner:
         raise ParityFailed(
             "a bf16 graph is verified with OpenVINO, which is not installed: pip install openvino"
         ) from error
-    # Weights are bf16 in the graph; the arithmetic stays fp32, so that the rounding measured is the graph's own.
+    # Nothing in lower precision than the graph says, as it is served.
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", hints)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import cast
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx import ops as onnx_ops
@@ -23,12 +22,14 @@ from export.hiera import HieraBlock, expand_by_pooling, max_pool
 
 
 class ServingBlock(nn.Module):
-    """[B * W, T, dim] to [B * W, T / q_stride, dim_out], in `dtype`; statistics of norms and softmax in float32.
+    """[B * W, T, dim] to [B * W, T / q_stride, dim_out], in the precision of its weights.
+
+    Statistics of norms and softmax are taken in float32.
 
     The block is read and stays as it is.
     """
 
-    def __init__(self, block: HieraBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: HieraBlock) -> None:
         super().__init__()
         attn = block.attn
         self.heads, self.windows, self.q_stride = attn.heads, attn.windows, attn.q_stride
@@ -43,7 +44,6 @@ class ServingBlock(nn.Module):
         self.shortcut = _linear(*_behind_norm(block.norm1, block.proj)) if block.proj is not None else None
         self.fc1 = _linear(*_behind_norm(block.norm2, block.mlp.fc1))
         self.fc2 = _linear(*_scaled(block.ls2, block.mlp.fc2.weight.double(), block.mlp.fc2.bias.double()))
-        self.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self._norm(x)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from app.repository.manifest import Precision, Preprocessing
+from export.golden import render_rows
 from export.hiera import Hiera, HieraBlock, into_windows, mean_of_tokens, token_order
+from export.rounding import run_and_round
 from export.serving_block import ServingBlock
 
 # The first opset with an Attention node, which engines map to their fused kernels.
@@ -38,7 +41,11 @@ OUTPUTS = ("probabilities", "logits", "features")
 LARGEST_EMBEDDED_BYTES = 1_800_000_000
 EXTERNAL_DATA = "model.onnx.data"
 
-_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Weights are rounded by what rows of the rendered series make of them: so many tokens, in pieces that bound the memory.
+_TYPICAL_TOKENS = 100_000
+_TOKENS_AT_ONCE = 25_000
+_TYPICAL_ROW = 1_000
 
 
 class ServingGraph(nn.Module):
@@ -54,45 +61,61 @@ class ServingGraph(nn.Module):
     def __init__(self, model: Hiera, preprocessing: Preprocessing, precision: Precision = "fp32") -> None:
         super().__init__()
         self.config = model.config
-        self.dtype = _DTYPES[precision]
 
         # The convolution pads with zeros, which must stand for the mean: so the mean is subtracted before it.
         per_channel = (3,) + (1,) * len(self.config.input_size)
         mean = 255.0 * torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(per_channel)
         whole = mean.round()
-        self.register_buffer("mean", whole.to(self.dtype))
+        self.register_buffer("mean", whole.float())
         std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(per_channel)
         self.patch_embed = copy.deepcopy(model.patch_embed)
         projection = self.patch_embed.proj
         projection.weight.data = (projection.weight.data.double() / (255.0 * std)).float()
         # Video's and abswin's embeddings are computed from parts; here they become one constant, with what a linear
         # convolution makes of the part of the mean that rounding left out.
-        left_out = _tokens(projection, (whole - mean).expand(1, 3, *self.config.input_size))
+        left_out = _exact_tokens(projection, (whole - mean).expand(1, 3, *self.config.input_size))
         position_embedding = (model.position_embedding().detach().double() + left_out).float()
-        self.register_buffer("position_embedding", position_embedding.to(self.dtype))
+        self.register_buffer("position_embedding", position_embedding)
         self.register_buffer("token_order", token_order(model.config))
-        self.patch_embed.to(self.dtype)
 
-        self.blocks = nn.ModuleList(ServingBlock(cast("HieraBlock", block), self.dtype) for block in model.blocks)
+        self.blocks = nn.ModuleList(ServingBlock(cast("HieraBlock", block)) for block in model.blocks)
         self.norm = copy.deepcopy(model.norm)
         self.head = copy.deepcopy(model.head)
         self.eval()
+        if precision != "fp32":
+            self._lower(_DTYPES[precision])
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [B, H, W, 3] or [B, T, H, W, 3] to probabilities [B, classes], logits [B, classes], features [B, D]."""
-        last = rows.ndim - 1
-        x = rows.permute(0, last, *range(1, last))  # [B, 3, H, W] or [B, 3, T, H, W], as long as that is bytes
-        x = x.to(self.dtype) - self.mean
-        x = self.patch_embed(x) + self.position_embedding  # [B, N, C]
-        x = into_windows(x, self.token_order, self.config.windows)  # [B * W, T, C]
+        x = self._tokens(rows)
         for block in self.blocks:
             x = block(x)
         features = self.norm(mean_of_tokens(x.float(), self.config.windows))
         logits = self.head(features)
         return logits.softmax(dim=-1), logits, features
 
+    def _tokens(self, rows: Tensor) -> Tensor:
+        """uint8 rows to [B * W, T, C]."""
+        last = rows.ndim - 1
+        x = rows.permute(0, last, *range(1, last))  # [B, 3, H, W] or [B, 3, T, H, W], as long as that is bytes
+        x = self.patch_embed(x.to(self.mean.dtype) - self.mean) + self.position_embedding  # [B, N, C]
+        return into_windows(x, self.token_order, self.config.windows)
 
-def _tokens(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _lower(self, dtype: torch.dtype) -> None:
+        """Round all but the last norm and the classifier, by rows that no check looks at."""
+        tokens = self.token_order.numel()
+        rows = render_rows((*self.config.input_size, 3), math.ceil(_TYPICAL_TOKENS / tokens), first=_TYPICAL_ROW)
+        batches = torch.split(torch.from_numpy(rows), math.ceil(_TOKENS_AT_ONCE / tokens))
+        x = run_and_round(self.patch_embed, self._tokens, batches, dtype)
+        for block in self.blocks:
+            x = run_and_round(block, block, x, dtype)
+        self.patch_embed.to(dtype)
+        self.blocks.to(dtype)
+        self.mean, self.position_embedding = self.mean.to(dtype), self.position_embedding.to(dtype)
+
+
+def _exact_tokens(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """float64 [B, 3, *input_size] to [B, N, C], without the bias."""
     exact = copy.deepcopy(convolution).double()
     exact.bias = None

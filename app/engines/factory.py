@@ -112,7 +112,7 @@ def create_streams(
     """
     if not can_stream(name):
         raise EngineUnavailable(f"{name} has no engines that share a model")
-    return list(_openvino_streams(graph, row_shape, classes, options, count))
+    return list(_openvino_streams(graph, row_shape, classes, precision_of_graph, options, count))
 
 
 def can_stream(name: str) -> bool:
@@ -143,11 +143,11 @@ def engine_threads(options: EngineOptions) -> int:
 def _openvino(
     graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
 ) -> Engine:
-    return _openvino_streams(graph, row_shape, classes, options, 1)[0]
+    return _openvino_streams(graph, row_shape, classes, precision_of_graph, options, 1)[0]
 
 
 def _openvino_streams(
-    graph: Path, row_shape: tuple[int, ...], classes: int, options: EngineOptions, count: int
+    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions, count: int
 ) -> Sequence[Engine]:
     # Imported here: each engine's library takes a while to load and may not be installed.
     from app.engines.openvino import cpu_precision, open_engines
@@ -156,7 +156,8 @@ def _openvino_streams(
         graph,
         row_shape=row_shape,
         classes=classes,
-        precision=cpu_precision(options.precision),
+        precision_of_graph=precision_of_graph,
+        precision=cpu_precision(precision_of_graph, options.precision),
         threads=engine_threads(options),
         max_batch=options.max_batch,
         count=count,

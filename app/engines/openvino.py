@@ -19,18 +19,26 @@ _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 _OUT_OF_MEMORY = ("could not allocate", "out of memory", "bad_alloc", "failed to allocate")
 
 
-def cpu_precision(wanted: str) -> str:
-    """The precision that OpenVINO will compute in: what is `wanted`, or for "auto" bf16 where the CPU has instructions
-    for it.
+def cpu_precision(of_graph: str, wanted: str) -> str:
+    """The precision that OpenVINO will compute a graph in.
+
+    A bf16 graph is computed as it says where the CPU has instructions for it. Otherwise it is what is `wanted`, or for
+    "auto" bf16 where the CPU has instructions for that.
 
     Raises:
-        EngineUnavailable: the CPU has no instructions for what is wanted.
+        EngineUnavailable: the CPU has no instructions for what is wanted, or the graph would not be computed in it.
     """
     has = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = "bf16" if _CAPABILITIES["bf16"] in has else "fp32"
     if wanted == "auto":
-        return "bf16" if "BF16" in has else "fp32"
+        return native
     if _CAPABILITIES[wanted] not in has:
         raise EngineUnavailable(f"OpenVINO cannot compute in {wanted} on this CPU (it has {', '.join(has)})")
+    if of_graph == native == "bf16" != wanted:
+        raise EngineUnavailable(
+            f"OpenVINO computes in the graph's own bf16 on this CPU; for {wanted}, build the package with "
+            f"hiera-export build --precision {wanted}"
+        )
     return wanted
 
 
@@ -39,6 +47,7 @@ def open_engines(
     *,
     row_shape: tuple[int, ...],
     classes: int,
+    precision_of_graph: str,
     precision: str,
     threads: int,
     max_batch: int,
@@ -49,6 +58,7 @@ def open_engines(
 
     Args:
         graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
+        precision_of_graph: what the graph's weights are in: "fp32", "fp16" or "bf16".
         precision: "fp32", "bf16" or "fp16", as `cpu_precision` gives it.
         threads: cores to compute on, shared out among the engines.
         count: of engines. OpenVINO calls them streams.
@@ -62,7 +72,8 @@ def open_engines(
         "PERFORMANCE_HINT": "LATENCY" if count == 1 else "THROUGHPUT",
         "NUM_STREAMS": str(count),
         "INFERENCE_NUM_THREADS": str(threads),
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        # Without the hint bf16 such a graph is computed as it says; with it, what it keeps in float32 would be lowered.
+        "INFERENCE_PRECISION_HINT": "f32" if precision_of_graph == "bf16" else _PRECISIONS[precision],
         # Pinned threads would fight the media workers for their cores and not move away.
         "ENABLE_CPU_PINNING": "NO",
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
@@ -142,8 +143,23 @@ def test_streams_answer_side_by_side_as_one_engine_does(make_graph: MakeGraph, r
 
 def test_openvino_computes_in_bf16_only_where_the_cpu_does(make_graph: MakeGraph) -> None:
     engine = build("openvino", make_graph(), EngineOptions(threads=1))
-    assert engine.info.precision == cpu_precision("auto")
+    assert engine.info.precision == cpu_precision("fp32", "auto")
     engine.close()
+
+
+def test_openvino_computes_a_bf16_graph_as_it_says_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cpu(*capabilities: str) -> None:
+        monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8", *capabilities])
+
+    cpu("BF16")
+    assert cpu_precision("bf16", "auto") == cpu_precision("bf16", "bf16") == "bf16"
+    with pytest.raises(EngineUnavailable, match="in the graph's own bf16 on this CPU; for fp32, build"):
+        cpu_precision("bf16", "fp32")
+    assert cpu_precision("fp16", "fp32") == "fp32"
+    with pytest.raises(EngineUnavailable, match="cannot compute in fp16 on this CPU"):
+        cpu_precision("bf16", "fp16")
+    cpu()  # its weights are widened, and everything is float32
+    assert cpu_precision("bf16", "auto") == cpu_precision("bf16", "fp32") == "fp32"
 
 
 def test_onnxruntime_refuses_a_precision_that_the_graph_does_not_have(make_graph: MakeGraph) -> None:

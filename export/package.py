@@ -103,9 +103,12 @@ def _refuse_other_labels(labels: tuple[str, ...], destination: Path, version: in
 
 
 def _write_package(plan: BuildPlan, folder: Path, say: Callable[[str], None]) -> None:
+    if plan.precision != "fp32":
+        say(f"rounding weights to {plan.precision}")
+    graph = ServingGraph(plan.model, plan.preprocessing, plan.precision)
     say(f"tracing {plan.variant.name} in {plan.precision} (opset {OPSET})")
     started = time.monotonic()
-    written = export_graph(ServingGraph(plan.model, plan.preprocessing, plan.precision), folder / GRAPH)
+    written = export_graph(graph, folder / GRAPH)
     megabytes = sum(path.stat().st_size for path in written) / 1e6
     say(f"traced in {time.monotonic() - started:.0f} s: {megabytes:.1f} MB")
 

@@ -26,6 +26,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from app.repository.manifest import Precision, Preprocessing
 from export.golden import render_rows
@@ -108,7 +109,7 @@ class ServingGraph(nn.Module):
         rows = render_rows((*self.config.input_size, 3), math.ceil(_TYPICAL_TOKENS / tokens), first=_TYPICAL_ROW)
         batches = torch.split(torch.from_numpy(rows), math.ceil(_TOKENS_AT_ONCE / tokens))
         x = run_and_round(self.patch_embed, self._tokens, batches, dtype)
-        for block in self.blocks:
+        for block in tqdm(self.blocks, desc="rounding", unit="block", leave=False, disable=None):
             x = run_and_round(block, block, x, dtype)
         self.patch_embed.to(dtype)
         self.blocks.to(dtype)

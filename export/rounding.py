@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Added to the diagonal, as a share of its mean: what the inputs were not seen to do together is not relied on.
-DAMPING = 0.01
+_DAMPING = 0.01
 _BLOCK = 64
 
 Layer = nn.Linear | nn.Conv2d | nn.Conv3d
@@ -91,7 +91,7 @@ def round_rows(weight: Tensor, moment: Tensor, dtype: torch.dtype, first: int = 
     size = len(moment)
     order = torch.cat([torch.arange(first), first + moment.diagonal()[first:].argsort(descending=True)])
     moment = moment[order][:, order]
-    moment.diagonal().add_(DAMPING * moment.diagonal().mean())
+    moment.diagonal().add_(_DAMPING * moment.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(moment)
     if failed:  # all inputs are zero, or something is not a number: the check of the graph is to say so
         return weight.to(dtype).float()

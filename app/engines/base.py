@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import EngineUnavailable
+
 Rows = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 
@@ -80,3 +82,11 @@ class StagingEngine(Engine, Protocol):
         says what went wrong with what was.
         """
         ...
+
+
+def other_precision(engine: str, computed_in: str, wanted: str) -> EngineUnavailable:
+    """What an engine that computes in the graph's own precision says where another is wanted."""
+    return EngineUnavailable(
+        f"{engine} computes in the graph's own {computed_in}; for {wanted}, build the package with "
+        f"hiera-export build --precision {wanted}"
+    )

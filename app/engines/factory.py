@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.engines import gpu
-from app.engines.base import Engine
+from app.engines.base import Engine, other_precision
 from app.engines.cpus import available_cpus
 from app.engines.noop import NoopEngine
 from app.errors import EngineUnavailable
@@ -194,10 +194,7 @@ def _tensorrt(
 
 def _refuse_other_precision(engine: str, precision_of_graph: str, options: EngineOptions) -> None:
     if options.precision not in ("auto", precision_of_graph):
-        raise EngineUnavailable(
-            f"{engine} computes in the graph's own {precision_of_graph}; for {options.precision}, build the "
-            f"package with hiera-export build --precision {options.precision}"
-        )
+        raise other_precision(engine, precision_of_graph, options.precision)
 
 
 _Builder = Callable[[Path, tuple[int, ...], int, str, EngineOptions], Engine]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Probabilities, Rows, other_precision
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,7 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
     if _CAPABILITIES[wanted] not in has:
         raise EngineUnavailable(f"OpenVINO cannot compute in {wanted} on this CPU (it has {', '.join(has)})")
     if of_graph == native == "bf16" != wanted:
-        raise EngineUnavailable(
-            f"OpenVINO computes in the graph's own bf16 on this CPU; for {wanted}, build the package with "
-            f"hiera-export build --precision {wanted}"
-        )
+        raise other_precision("OpenVINO", "bf16 on this CPU", wanted)
     return wanted
 
 

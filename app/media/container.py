@@ -184,7 +184,7 @@ def broken_media(message: str) -> Iterator[None]:
 
 
 def reraise_if_out_of_memory(error: Exception) -> None:
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | BlockingIOError):  # the latter of a thread whose stack has no room
         raise MemoryError from error
 
 

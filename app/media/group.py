@@ -150,6 +150,7 @@ class WorkerGroup:
         except TimeoutError:
             _logger.warning("%d %s jobs were not done within %g s", self._unsettled, self._options.name, grace_s)
         finally:
+            self._supervisor.stop_replacing()
             self._waiting.fail_all(_shutting_down)
             for run in list(self._runs.values()):
                 self._discard(run)

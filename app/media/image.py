@@ -130,7 +130,7 @@ def _decode_with_pillow(
             pixels = _load(image, data)
             if name == "tiff":  # Pillow turns these upright by itself, as it loads them
                 width, height = image.size
-            orientation = Orientation.from_exif(image.getexif().get(_ORIENTATION_TAG))
+            orientation = _orientation(image)
             plan = _plan(width, height, spec, orientation).reduced(scaling)
             out[...] = turn_upright(resize_image(to_rgb(pixels), plan, spec.interpolation), orientation)
     except RequestError:
@@ -144,6 +144,14 @@ def _decode_with_pillow(
                 raise UnsupportedMedia(f"the tiff image is of a kind that is not read; {CONVERT_IT}") from error
         raise BrokenMedia(_what_broke(name, error)) from error
     return _info(width, height, name, orientation)
+
+
+def _orientation(image: ImageFile.ImageFile) -> Orientation:
+    """Upright where its Exif block cannot be read: the picture is sound all the same."""
+    try:
+        return Orientation.from_exif(image.getexif().get(_ORIENTATION_TAG))
+    except _DAMAGE:
+        return Orientation()
 
 
 def _load(image: ImageFile.ImageFile, data: Data) -> Image.Image:

@@ -50,6 +50,10 @@ class PoolObserver(Protocol):
         """A worker was replaced for `reason`."""
 
 
+# Each has pictures of its own, and all of them must fit into `worker_memory_bytes`.
+MOST_CODEC_THREADS = 8
+
+
 class MediaPool:
     """Image and video workers behind one `decode`. Lives in the event loop that it was started in.
 
@@ -59,7 +63,8 @@ class MediaPool:
         worker_memory_bytes: address space that one job may take: the file, its rows and the codec's buffers together.
         image_timeout_s, video_timeout_s: the longest that a job of the kind may run.
         observer: told of workers and restarts.
-        codec_threads: threads of a video decoder that has its group to itself (default: the CPUs open to this process).
+        codec_threads: threads of a video decoder that has its group to itself (default: the CPUs open to this process);
+            never more than `MOST_CODEC_THREADS`.
         video_niceness: added to the server's own niceness for video workers.
         recycle_after_jobs: a worker is replaced after about that many jobs, which bounds the leaks of codecs.
         start_timeout_s: a worker that is not ready by then is ended.
@@ -103,7 +108,7 @@ class MediaPool:
             )
             return WorkerGroup(options, lambda: ForkServer(settings, command), self._changed, self._restarted)
 
-        threads = codec_threads or len(os.sched_getaffinity(0))
+        threads = min(codec_threads or len(os.sched_getaffinity(0)), MOST_CODEC_THREADS)
         self._groups: dict[Kind, WorkerGroup] = {
             "image": group("image", image_workers, image_timeout_s, 1, 0),
             "video": group("video", video_workers, video_timeout_s, threads, video_niceness),

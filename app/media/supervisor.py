@@ -167,9 +167,13 @@ class Supervisor:
             self._leave(worker)
             self._replace(worker, reason)
 
+    def stop_replacing(self) -> None:
+        """Start no worker any more, whatever ends from here on."""
+        self._closing = True
+
     async def close(self) -> None:
         """Hang up on all workers, kill those that do not end by themselves, and return when all were reaped."""
-        self._closing = True
+        self.stop_replacing()
         if self._pause is not None:
             self._pause.cancel()
         if self._trial is not None:  # nobody else is on that fork server

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 import struct
+from contextlib import suppress
 
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation as ScalerFlags
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from app.errors import LimitExceeded
@@ -28,6 +27,7 @@ from app.media.limits import MediaLimits
 from app.media.reader import Data
 from app.media.resize import turn_upright
 from app.media.sampling import ClipSample, sample_clips
+from app.media.scaler import FrameScaler
 from app.media.spec import DecodeInfo, VideoSpec, View
 from app.media.timeline import read_timeline
 
@@ -35,7 +35,6 @@ __all__ = ["decode_video"]
 
 CROPS = (1, 3)
 _DISPLAY_MATRIX = struct.Struct("=9i")
-_SCALERS = {"bilinear": ScalerFlags.BILINEAR, "bicubic": ScalerFlags.BICUBIC}
 
 
 def decode_video(
@@ -62,10 +61,10 @@ def decode_video(
     """
     if clips < 1 or crops not in CROPS:
         raise ValueError("clips must be positive, and crops 1 or 3")
-    try:
-        return _decode(data, spec, limits, out, clips, crops, threads)
-    except MemoryError as error:
-        raise LimitExceeded("decoding the video takes more memory than one file may take") from error
+    for count in dict.fromkeys((threads, 1)):  # each thread has pictures of its own: one may fit where several do not
+        with suppress(MemoryError):
+            return _decode(data, spec, limits, out, clips, crops, count)
+    raise LimitExceeded("decoding the video takes more memory than one file may take")
 
 
 def _decode(
@@ -111,7 +110,7 @@ class _Shaper:
         self._spec = spec
         self._crops = crops
         self._limits = limits
-        self._scaler = VideoReformatter()
+        self._scaler = FrameScaler(spec.interpolation)
         self.width = 0
         self.height = 0
 
@@ -122,19 +121,11 @@ class _Shaper:
         self.width, self.height = orientation.size(frame.width, frame.height)
         short_side = self._spec.resize_short_side if self._crops == 1 else max(self._spec.height, self._spec.width)
         scaled = resized(self.width, self.height, short_side)
-        pixels = turn_upright(self._scale(frame, *orientation.size(*scaled)), orientation)
+        pixels = turn_upright(self._scaler.scale(frame, *orientation.size(*scaled)), orientation)
         return [
             pixels[top : top + self._spec.height, left : left + self._spec.width]
             for top, left in self._offsets(*scaled)
         ]
-
-    def _scale(self, frame: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
-        scaled = self._scaler.reformat(
-            frame, width, height, "rgb24", interpolation=_SCALERS[self._spec.interpolation], threads=1
-        )
-        plane = scaled.planes[0]
-        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        return lines[:, : width * 3].reshape(height, width, 3)  # [h, line] -> [h, w, 3]
 
     def _offsets(self, width: int, height: int) -> list[tuple[int, int]]:
         """Top and left of each crop (SlowFast's `uniform_crop`)."""

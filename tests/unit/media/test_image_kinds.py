@@ -180,3 +180,16 @@ def test_texts_and_raw_files_are_told_from_the_formats_that_they_look_like() -> 
         formats.require_image(b"BMW is a German car maker.\n" * 10)
     with pytest.raises(UnsupportedMedia, match="a camera's raw file"):
         formats.require_image(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(100))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0" + bytes(64), b"Exif\0\0II*\0", b"Exif\0\0not a TIFF file"],
+    ids=["zeros", "cut short", "text"],
+)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_upright(format: str, exif: bytes) -> None:
+    spec = ImageSpec(resize_short_side=64, height=64, width=64)
+    pictures = [encode(quarters(64, 64), format, **options) for options in ({"exif": exif}, {})]
+    with_exif, without = (decode(data, spec) for data in pictures)
+    assert (with_exif == without).all()

@@ -18,7 +18,7 @@ from processes import open_descriptors
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable, UnsupportedMedia
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
-from app.media.pool import MediaPool
+from app.media.pool import MOST_CODEC_THREADS, MediaPool
 from app.media.process import FORK_SERVER_COMMAND
 from app.media.shared import SMALL_FILE_BYTES, SharedBytes
 from app.media.spec import DecodeJob, ImageSpec
@@ -150,6 +150,27 @@ def test_a_lone_video_has_all_codec_threads_and_videos_beside_each_other_have_on
             assert await found(pool, "threads", CLIP) == "1"
             assert await found(pool, "threads") == "1"
             beside.cancel()
+
+    run(scene)
+
+
+def test_codec_threads_are_bounded_since_all_of_them_need_memory() -> None:
+    async def scene() -> None:
+        async with a_pool(codec_threads=96) as (pool, _):
+            assert await found(pool, "threads", CLIP) == str(MOST_CODEC_THREADS)
+
+    run(scene)
+
+
+def test_what_runs_when_the_pool_is_closed_is_ended_and_not_replaced() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, counts):
+            running = asyncio.ensure_future(order(pool, "sleep:3600", CLIP))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            await pool.close(0.0)
+            with pytest.raises(Unavailable):
+                await running
+            assert not counts.restarts
 
     run(scene)
 

@@ -64,11 +64,13 @@ IMAGES = {
 }
 
 
-def video_file(container: str, codec: str, pixels: str, pictures: Iterable[Image.Image]) -> bytes:
+def video_file(
+    container: str, codec: str, pixels: str, pictures: Iterable[Image.Image], options: dict[str, str] | None = None
+) -> bytes:
     first, *others = map(np.asarray, pictures)
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=Fraction(24))
+        stream = output.add_stream(codec, rate=Fraction(24), options=options or {})
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixels
         for picture in (first, *others):
@@ -123,6 +125,9 @@ def test_every_video_format_is_decoded_inside_the_sandbox_as_outside(threads: in
         for name, recipe in VIDEOS.items()
         if recipe[1] in av.codecs_available
     }
+    made["mp4, of two fields"] = video_file(
+        "mp4", "libx264", "yuv420p", map(a_picture, range(0, 200, 5)), {"x264-params": "interlaced=1"}
+    )
     assert len(made) >= 6
 
     async def scene() -> None:
@@ -152,6 +157,23 @@ def test_files_that_need_more_memory_than_a_worker_has_break_a_limit_and_no_work
                 with pytest.raises(LimitExceeded, match="memory"):
                     await order(pool, data, job)
                 (await order(pool, IMAGES["jpeg"], IMAGE_JOB)).close()
+            assert not counts.restarts
+
+    run(scene)
+
+
+def test_a_video_is_decoded_by_one_thread_where_several_have_no_room() -> None:
+    data = video_file("mp4", "libx264", "yuv420p", [a_picture(shift, 1280, 720) for shift in range(0, 40, 5)])
+    spec = VIDEO_JOB.spec
+    assert isinstance(spec, VideoSpec)
+    expected = rows_for(VIDEO_JOB)
+    decode_video(data, spec, MediaLimits(), expected, clips=2, crops=3)
+
+    async def scene() -> None:
+        room = {"worker_memory_bytes": 24 << 20, "codec_threads": 8}
+        async with a_pool(command=FORK_SERVER_COMMAND, **room) as (pool, counts):
+            with await order(pool, data, VIDEO_JOB) as decoded:
+                np.testing.assert_array_equal(decoded.rows, expected)
             assert not counts.restarts
 
     run(scene)

@@ -165,6 +165,39 @@ def test_the_matrix_and_the_range_of_the_file_are_used(
     assert np.abs(row.reshape(-1, 3).mean(axis=0) - (200, 60, 40)).max() <= 3
 
 
+# Of ITU-T H.273. The last two are BT.2020 of constant luminance, which is read as that of the ordinary kind, and ICtCp.
+@pytest.mark.parametrize(("named", "read_as"), [(8, UNNAMED), (10, 9), (14, UNNAMED)])
+def test_a_matrix_that_libswscale_refuses_is_read_as_the_nearest(named: int, read_as: int) -> None:
+    odd, known = (decode(one_colour(BT601, False, number, LIMITED), spec(64, 64)) for number in (named, read_as))
+    assert (odd == known).all()
+
+
+def two_moments(number: int, width: int, height: int) -> NDArray[np.uint8]:
+    """A bar that moves between the two fields of a frame, and has edges in each."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for field in (0, 1):
+        left = 16 * number + 8 * field
+        picture[field::2, left : left + width // 3] = 255
+    return picture
+
+
+@pytest.mark.parametrize("size", [(320, 240), (96, 96)])  # the second is not scaled, but its colours are
+def test_a_frame_of_two_fields_is_taken_as_one_picture(size: tuple[int, int]) -> None:
+    clips = [
+        write(
+            Clip(frames=3, width=size[0], height=size[1], draw=two_moments, options={"qp": "0", "x264-params": fields})
+        )
+        for fields in ("interlaced=0", "interlaced=1")  # without loss: the same pixels in both
+    ]
+    marked = []
+    for data in clips:
+        with av.open(io.BytesIO(data), "r") as container:
+            marked.append(next(container.decode(video=0)).interlaced_frame)
+    assert marked == [False, True]
+    plain, interlaced = (decode(data, spec(96, 96)) for data in clips)
+    assert (plain == interlaced).all()
+
+
 def test_red_is_first() -> None:
     data = write(Clip(frames=2, width=64, height=64, draw=lambda *_: np.full((64, 64, 3), (220, 30, 20), np.uint8)))
     red, green, blue = decode(data, spec(64, 64))[0, 0].reshape(-1, 3).mean(axis=0)

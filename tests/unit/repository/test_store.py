@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import PackageError
 from app.repository.manifest import read_manifest
-from app.repository.store import discover, removed
+from app.repository.store import check_hash, discover, open_package, removed
 
 MakePackage = Callable[..., Path]
 
@@ -110,3 +110,20 @@ def test_a_manifest_with_half_a_character_is_refused_in_words_that_can_be_sent(
         read_manifest(path)
     assert str(refusal.value).encode()
     assert "surrogates not allowed" in str(refusal.value)
+
+
+def test_a_version_may_be_a_link_and_its_files_may_be_links(make_package: MakePackage, tmp_path: Path) -> None:
+    root = make_package("model")
+    (root / "model" / "1").rename(tmp_path / "released")
+    (root / "model" / "1").symlink_to(tmp_path / "released")
+    graph = tmp_path / "released" / "model.onnx"
+    graph.rename(tmp_path / "blob")
+    graph.symlink_to(tmp_path / "blob")
+    (path,) = discover(root)
+    assert open_package(path).manifest.name == "model"
+
+
+@pytest.mark.parametrize("name", ["../../other/labels.txt", "/etc/passwd", "a/../../../b"])
+def test_a_manifest_names_nothing_outside_of_its_package(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PackageError, match="outside the package"):
+        check_hash(tmp_path / "model" / "1", name, "0" * 64)

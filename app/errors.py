@@ -13,7 +13,8 @@
     ├── DeadlineExceeded            the caller's time, or the server's for one request, ran out
     ├── RequestCancelled            the caller left
     ├── EngineError                 a batch failed for a reason of ours
-    │   └── EngineOutOfMemory           the batch was too large for the device
+    │   ├── EngineOutOfMemory           the batch was too large for the device
+    │   └── EngineLost                  this process can use the device no more; another one can
     ├── ChangeRefused               a change of the served models was refused; what served before serves on
     ├── EngineUnavailable           an engine cannot be had here; the message says what is missing
     └── PackageError                a model package is refused; the message says which file and why
@@ -93,6 +94,10 @@ class EngineError(HieraError):
 
 class EngineOutOfMemory(EngineError):
     code = "engine_out_of_memory"
+
+
+class EngineLost(EngineError):
+    code = "engine_lost"
 
 
 class ChangeRefused(HieraError):

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import onnx
 
+from app.engines.base import batch_ladder
 from app.engines.cuda import CudaDevice
-from app.engines.pipeline import batch_ladder
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, graph_sources, record_file
 from app.engines.tensorrt import PROBABILITIES, ROWS, TensorRtEngine
 from app.engines.trt import FLAVOURS, INSTALL, Flavour, first_error, installed_flavours, load_bindings, make_logger

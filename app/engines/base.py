@@ -71,6 +71,12 @@ class Engine(Protocol):
         ...
 
 
+def batch_ladder(max_batch: int) -> tuple[int, ...]:
+    """1, 2, 4, … and `max_batch` itself: the sizes that are measured, and that a device is run at."""
+    sizes = {1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch}
+    return tuple(sorted(sizes | {max_batch}))
+
+
 @runtime_checkable
 class StagingEngine(Engine, Protocol):
     """An engine that copies the next batch to its device while it runs another."""

@@ -13,13 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engines.device import HostBytes
-from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable
+from app.errors import EngineError, EngineLost, EngineOutOfMemory, EngineUnavailable
 
 INSTALL = "pip install 'hiera-serve[gpu]'"
 _SUCCESS = 0
 _OUT_OF_MEMORY = 2
 _INSUFFICIENT_DRIVER = 35
 _NO_DEVICE = 100
+# After these every call fails, until "the process is terminated and relaunched" (CUDA's runtime API, cudaError_t).
+_LOST = frozenset(
+    {
+        "cudaErrorECCUncorrectable",
+        "cudaErrorNvlinkUncorrectable",
+        "cudaErrorIllegalAddress",
+        "cudaErrorLaunchTimeout",
+        "cudaErrorAssert",
+        "cudaErrorHardwareStackError",
+        "cudaErrorIllegalInstruction",
+        "cudaErrorMisalignedAddress",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorLaunchFailure",
+        "cudaErrorContained",
+        "cudaErrorTensorMemoryLeak",
+        "cudaErrorExternalDevice",
+    }
+)
 
 
 def why_no_gpu() -> str | None:
@@ -36,6 +55,7 @@ def gpu_count() -> int:
 
     Raises:
         EngineUnavailable: none; the message says whether the package, the driver or the GPU is missing.
+        EngineLost: there was one, until something failed on it.
     """
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         raise EngineUnavailable(f"the package cuda-bindings is not installed: {INSTALL}")
@@ -53,13 +73,16 @@ def gpu_count() -> int:
             )
         raise EngineUnavailable(
             f"the NVIDIA driver is for CUDA {_version(driver)} and too old for the runtime's "
-            f"{_version(runtime.cudaRuntimeGetVersion()[1])}: update the driver, or pip install 'cuda-bindings<13'"
+            f"{_version(runtime.cudaRuntimeGetVersion()[1])}, for which ONNX Runtime and TensorRT are built too: "
+            "update the driver"
         )
     if int(error) in (_SUCCESS, _NO_DEVICE):
         raise EngineUnavailable(
             "the NVIDIA driver shows this process no GPU: start the container with --gpus all, and look at "
             "CUDA_VISIBLE_DEVICES and `nvidia-smi`"
         )
+    if error.name in _LOST:
+        raise EngineLost(f"CUDA: {_say(runtime, error)}")
     raise EngineUnavailable(f"CUDA does not start: {_say(runtime, error)}; `nvidia-smi` may say more")
 
 
@@ -164,13 +187,17 @@ class CudaDevice:
         self._call(self._cuda.cudaMemcpyAsync(target, source, nbytes, getattr(self._cuda.cudaMemcpyKind, kind), stream))
 
     def _call(self, answer: tuple[Any, ...]) -> Any:
-        """What a call gave, without its status. Raises EngineOutOfMemory or EngineError for a status but success."""
+        """What a call gave, without its status.
+
+        Raises EngineOutOfMemory, EngineLost or EngineError for a status but success.
+        """
         error = answer[0]
         if int(error) == _OUT_OF_MEMORY:
             self._cuda.cudaGetLastError()  # it would be reported by the next kernel again
             raise EngineOutOfMemory(f"{self.name} has no memory left")
         if int(error) != _SUCCESS:
-            raise EngineError(f"{self.name}: {_say(self._cuda, error)}")
+            kind = EngineLost if error.name in _LOST else EngineError
+            raise kind(f"{self.name}: {_say(self._cuda, error)}")
         return answer[1] if len(answer) > 1 else None
 
 

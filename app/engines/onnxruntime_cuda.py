@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
 from app.engines.onnxruntime import CPU_PROVIDER, check_graph, open_session, run_errors
-from app.engines.pipeline import Pipeline, batch_ladder
+from app.engines.pipeline import Pipeline
 from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
 
 logger = logging.getLogger(__name__)

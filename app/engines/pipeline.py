@@ -33,12 +33,6 @@ class _Slot:
     uploaded: int  # an event
 
 
-def batch_ladder(max_batch: int) -> tuple[int, ...]:
-    """The sizes at which a device is run: 1, 2, 4, … and `max_batch` itself."""
-    sizes = {1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch}
-    return tuple(sorted(sizes | {max_batch}))
-
-
 class Pipeline:
     """The way through a device for batches of one engine.
 

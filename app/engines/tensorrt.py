@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
-from app.engines.pipeline import Pipeline, batch_ladder
+from app.engines.pipeline import Pipeline
 from app.engines.plans import PlanRecord
 from app.engines.trt import first_error, make_logger
 from app.errors import EngineError, EngineOutOfMemory, PackageError

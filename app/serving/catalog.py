@@ -59,14 +59,20 @@ class ModelCatalog:
             Unavailable: it is loading, has failed, or its engine is being rebuilt.
         """
         with self._lock:
-            name = name or self._default(task)
-            entry = self._entries.get(name) if name else None
-            if name is None or entry is None:
+            chosen = name
+            # A demo model, which is loaded sooner, must not answer for the real one.
+            if name is None and (self._judged or task in self._defaults):
+                chosen = self._default(task)
+            entry = self._entries.get(chosen) if chosen else None
+            if chosen is None or entry is None:
                 if not self._judged:
                     raise Unavailable("the models are being loaded; try again soon")
+                if name is None and chosen is not None:
+                    raise UnknownModel(f"the default model for the task {task} is not there; name one with ?model=")
                 raise UnknownModel(
                     f"there is no model named {name}" if name else f"there is no model for the task {task}"
                 )
+            name = chosen
             if entry.manifest is not None and entry.manifest.task != task:
                 raise UnknownModel(f"{name} is a model for the task {entry.manifest.task}, not {task}")
             if entry.deployment is None or entry.state == "unloading":
@@ -93,14 +99,15 @@ class ModelCatalog:
             if not ready:
                 lacks = dict.fromkeys(entry.no_engine for entry in self._entries.values() if entry.no_engine)
                 return "no model could be loaded" + (f": {'; '.join(lacks)}" if lacks else "")
-            lost = [f"{each.model.name}: {each.unready_reason}" for each in ready if each.unready_reason is not None]
-            return "; ".join(lost) or None
+            lost = [each.model.name for each in ready if each.unready_reason is not None]
+            # Why is in the list of models, and not for everybody who may ask whether the server is ready.
+            return f"the engine of {', '.join(lost)} is being rebuilt" if lost else None
 
     def hopeless_reason(self) -> str | None:
         """Why the process should be restarted; None when there is no need."""
         with self._lock:
             stuck = [name for name, entry in self._entries.items() if entry.deployment and entry.deployment.hopeless]
-        return f"the engine of {', '.join(stuck)} hangs again and again" if stuck else None
+        return f"the engine of {', '.join(stuck)} cannot be had again by this process" if stuck else None
 
     def _supervised(self) -> list[Supervised]:
         with self._lock:

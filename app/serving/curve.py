@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from app.engines.base import Engine, Probabilities, Rows
+from app.engines.base import Engine, Probabilities, Rows, batch_ladder
 from app.errors import EngineOutOfMemory
 
 # A larger batch must raise the throughput by this much to be worth its latency.
@@ -80,6 +80,13 @@ class BatchCurve:
         quick = [rows for rows in self._good_sizes() if self.batch_s(rows) <= _MOMENT_S]
         return max([self.useful_rows, *quick])
 
+    def deep_rows_of(self, waiting: int) -> int:
+        """How many of `waiting` rows a deep batch takes: half, as the rest is for who comes next and for the other
+        instances; and a measured size, as a device runs at those and fills up what lies between. 0 where that is none.
+        """
+        most = min(self.deep_rows, waiting // 2)
+        return max((rows for rows in self.rows if rows <= most), default=0)
+
     def _good_sizes(self) -> list[int]:
         enough = self.rows_per_s * (1 - WORTHWHILE_GAIN)
         return [rows for rows, seconds in zip(self.rows, self.seconds, strict=True) if rows / seconds >= enough]
@@ -147,14 +154,6 @@ class CostModel:
         return self.curve.predict_s(rows) * self._correction
 
 
-def ladder(max_rows: int) -> list[int]:
-    """1, 2, 4, … and `max_rows` itself."""
-    sizes = [1]
-    while sizes[-1] * 2 < max_rows:
-        sizes.append(sizes[-1] * 2)
-    return sizes if max_rows == 1 else [*sizes, max_rows]
-
-
 def measure_curve(
     engines: Sequence[Engine],
     *,
@@ -181,7 +180,7 @@ def measure_curve(
     rows: list[int] = []
     costs: list[float] = []
     stale = 0
-    for size in ladder(engines[0].max_batch):
+    for size in batch_ladder(engines[0].max_batch):
         if rows:
             # One warming run and two timed ones at least, at the cost per row known so far.
             expected_s = 3 * costs[-1] * size / rows[-1]

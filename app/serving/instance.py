@@ -115,8 +115,7 @@ class Instance:
 
     def _limit(self) -> int:
         curve = self._cost.curve
-        # Of a deep queue half at a time: the rest is for who comes next, and for the other instances.
-        rows = max(curve.useful_rows, min(curve.deep_rows, self._batcher.pending_rows // 2))
+        rows = max(curve.useful_rows, curve.deep_rows_of(self._batcher.pending_rows))
         return max(1, min(rows, self._ceiling))
 
     def _serve(self) -> None:

@@ -90,6 +90,7 @@ class ModelRegistry(ModelCatalog):
             for thread in threads:
                 thread.join()
             self._judged = True
+            self._say_which_defaults_are_missing()
 
     def load(self, name: str, version: int | None = None) -> Change:
         """Load a version of `name`, by default the highest on disk; where one serves already, swap between two batches.
@@ -121,6 +122,7 @@ class ModelRegistry(ModelCatalog):
             except Exception as error:
                 if not isinstance(error, HieraError):
                     logger.exception("%s version %d cannot be loaded", name, path.version)
+                self._announce_refused(name, entry)
                 raise ChangeRefused(f"{name} version {path.version} is refused: {_reason(error)}") from error
             ready = time.monotonic()
             drained = old is None or self._drain(old)
@@ -152,6 +154,8 @@ class ModelRegistry(ModelCatalog):
                 before = entry.version if entry.deployment is not None else None
                 deployment, entry.deployment, entry.state = entry.deployment, None, "unloading"
             ready = time.monotonic()
+            if deployment is None:  # telemetry may have heard that it was refused
+                self._observer.version_gone(name, entry.version)
             drained = deployment is None or self._drain(deployment)
             with self._lock:
                 del self._entries[name]
@@ -179,6 +183,19 @@ class ModelRegistry(ModelCatalog):
             closer.start()
         for closer in closers:
             closer.join()
+
+    def _say_which_defaults_are_missing(self) -> None:
+        for task, name in self._defaults.items():
+            entry = self._entries.get(name)
+            if entry is None or (entry.manifest is not None and entry.manifest.task != task):
+                logger.error(
+                    "HIERA_DEFAULT_%s_MODEL is %s, which is no model for the task %s in %s: requests without a name "
+                    "get 404",
+                    task.upper(),
+                    name,
+                    task,
+                    self._root,
+                )
 
     def _find(self, name: str, version: int | None) -> PackagePath:
         self._check_open()
@@ -214,9 +231,21 @@ class ModelRegistry(ModelCatalog):
             entry.reason = refusal
             if entry.deployment is None:
                 entry.version = paths[0].version
+        self._announce_refused(paths[0].name, entry)
+
+    def _announce_refused(self, name: str, entry: Entry) -> None:
+        """Telemetry hears of a model of which nothing serves because its package was refused."""
+        with self._lock:
+            refused = entry.version if entry.state == "failed" else None
+        if refused is not None:
+            self._observer.model_ready(name, refused, False)
 
     def _load(self, path: PackagePath, entry: Entry) -> tuple[Deployment, Deployment | None]:
         """The new deployment, in service, and the one that it has replaced, which is not drained yet."""
+        with self._lock:
+            refused = entry.version if entry.state == "failed" else None
+        if refused is not None:
+            self._observer.version_gone(path.name, refused)
         try:
             package = open_package(path)
             with self._lock:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.errors import EngineError
+from app.errors import EngineError, EngineLost
 from app.pauses import growing_pause_s
 from app.serving.curve import CostModel
 from app.serving.instance import Instance
@@ -86,6 +86,7 @@ class InstanceKeeper:
         self._rebuild_at = 0.0
         self._building = False
         self._closed = False
+        self._device_lost = False
         self._born = clock()
         self._reason: str | None = None
         first.start()
@@ -97,8 +98,8 @@ class InstanceKeeper:
 
     @property
     def hopeless(self) -> bool:
-        """Too many abandoned threads still hang: rebuilding does not help."""
-        return sum(instance.alive for instance in self._abandoned) >= self._options.hopeless_after
+        """Rebuilding does not help: too many abandoned threads still hang, or the device is lost to this process."""
+        return self._device_lost or sum(instance.alive for instance in self._abandoned) >= self._options.hopeless_after
 
     def check(self) -> None:
         """Look once: abandon what is stuck, rebuild what is lost. Called regularly, from one thread."""
@@ -163,6 +164,7 @@ class InstanceKeeper:
         logger.error("%s: the engine could not be rebuilt", self._model, exc_info=error)
         with self._lock:
             self._building = False
+            self._device_lost = isinstance(error, EngineLost)
             self._schedule(self._clock(), str(error))
 
     def _rebuild(self) -> None:

@@ -100,7 +100,7 @@ def test_an_engine_that_never_returns_is_replaced_until_only_a_restart_helps(
     assert classify(running, "hanging", BLUE).status_code == 503
     status, text = health(running, "live")
     assert status == 503
-    assert "hanging hangs again and again" in text
+    assert "the engine of hanging cannot be had again" in text
     assert classify(running, "steady", RED).json()["predictions"][0]["label"] == "red"
     assert running.log.count("the engine is back") == 2
     assert running.stop() == 0

@@ -22,7 +22,7 @@ from app.engines import cuda, gpu
 from app.engines.cuda import CudaDevice, gpu_count, why_no_gpu
 from app.engines.device import Device
 from app.engines.factory import EngineOptions, candidates, create_engine, engine_identity, placements
-from app.errors import EngineOutOfMemory, EngineUnavailable
+from app.errors import EngineError, EngineLost, EngineOutOfMemory, EngineUnavailable
 
 MakeGraph = Callable[..., Path]
 Status = runtime.cudaError_t
@@ -155,6 +155,30 @@ def test_exhausted_memory_is_told_from_other_failures(
     monkeypatch.setattr(runtime, "cudaMalloc", lambda nbytes: (Status.cudaErrorMemoryAllocation, None))
     with pytest.raises(EngineOutOfMemory, match="cuda:0 has no memory left"):
         CudaDevice("cuda").allocate(1)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (Status.cudaErrorIllegalAddress, EngineLost),
+        (Status.cudaErrorLaunchFailure, EngineLost),
+        (Status.cudaErrorECCUncorrectable, EngineLost),
+        (Status.cudaErrorInvalidValue, EngineError),
+    ],
+)
+def test_what_cuda_does_not_recover_from_is_told_from_other_failures(
+    found: Callable[..., None], monkeypatch: pytest.MonkeyPatch, status: Any, kind: type[EngineError]
+) -> None:
+    found(Status.cudaSuccess, gpus=1, driver=13000)
+    properties = SimpleNamespace(name=b"a card", major=9, minor=0, totalGlobalMem=0)
+    monkeypatch.setattr(runtime, "cudaGetDeviceProperties", lambda index: (Status.cudaSuccess, properties))
+    monkeypatch.setattr(runtime, "cudaStreamSynchronize", lambda stream: (status,))
+    with pytest.raises(EngineError, match=status.name) as failed:
+        CudaDevice("cuda").synchronise(1)
+    assert type(failed.value) is kind
+    found(status, gpus=0)  # which is how a rebuild meets it
+    with pytest.raises(EngineLost if kind is EngineLost else EngineUnavailable, match=status.name):
+        gpu_count()
 
 
 def test_pinned_memory_lives_as_long_as_a_view_of_it() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from host_device import HostDevice
 
-from app.engines.base import Rows
-from app.engines.pipeline import Pipeline, batch_ladder
+from app.engines.base import Rows, batch_ladder
+from app.engines.pipeline import Pipeline
 from app.errors import EngineError, EngineOutOfMemory
 
 ROW = (2, 2, 3)

@@ -9,7 +9,7 @@ from serving_fakes import Clock, FakeEngine
 
 from app.engines.base import Probabilities, Rows
 from app.errors import EngineOutOfMemory
-from app.serving.curve import BatchCurve, CostModel, ladder, measure_curve, warm_up
+from app.serving.curve import BatchCurve, CostModel, measure_curve, warm_up
 
 
 class TimedEngine(FakeEngine):
@@ -30,12 +30,6 @@ class TimedEngine(FakeEngine):
 def measure(cost: Callable[[int], float], max_batch: int = 64, budget_s: float = 1000.0) -> BatchCurve:
     clock = Clock()
     return measure_curve([TimedEngine(clock, cost, max_batch)], budget_s=budget_s, clock=clock)
-
-
-def test_the_ladder_doubles_and_ends_at_the_largest_batch() -> None:
-    assert ladder(1) == [1]
-    assert ladder(8) == [1, 2, 4, 8]
-    assert ladder(12) == [1, 2, 4, 8, 12]
 
 
 def test_where_batching_gains_nothing_one_row_is_a_batch() -> None:
@@ -147,3 +141,11 @@ def test_a_deep_queue_is_taken_in_the_largest_batches_that_cost_nothing(
 ) -> None:
     curve = BatchCurve(rows, seconds)
     assert (curve.useful_rows, curve.deep_rows) == (useful, deep)
+
+
+@pytest.mark.parametrize(("waiting", "taken"), [(0, 0), (1, 0), (2, 1), (7, 2), (130, 64), (150, 64), (600, 128)])
+def test_of_a_deep_queue_a_measured_size_is_taken_that_leaves_half(waiting: int, taken: int) -> None:
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    curve = BatchCurve(sizes, tuple(0.001 * rows for rows in sizes))
+    assert curve.deep_rows == 128
+    assert curve.deep_rows_of(waiting) == taken

@@ -512,4 +512,4 @@ def test_half_of_a_deep_queue_is_taken_at_a_time(batcher: Batcher) -> None:
         listener.inference()
     instance.stop()
     assert instance.join(PATIENCE_S)
-    assert [len(batch) for batch in engine.batches] == [1, 6, 3, 1, 1, 1]
+    assert [len(batch) for batch in engine.batches] == [1, 4, 4, 2, 1, 1]

@@ -22,6 +22,7 @@ from app.engines.factory import EngineOptions, create_engine
 from app.errors import ChangeRefused, PackageError, Unavailable, UnknownModel
 from app.media.spec import ImageSpec, VideoSpec
 from app.repository import store
+from app.serving import registry as registry_module
 from app.serving import selection
 from app.serving.deployment import ServingOptions
 from app.serving.observer import SilentObserver
@@ -487,6 +488,93 @@ def test_what_telemetry_hears_of_a_swap_and_an_unload(make_package: MakePackage,
     left = {line.partition("{")[0] for line in text.decode().splitlines() if 'model="model"' in line}
     assert not left & {"hiera_model_ready", "hiera_engine_info", "hiera_batch_cost_seconds", "hiera_queue_rows"}
     assert "hiera_rows_total" in left
+
+
+def ready_series(metrics: Metrics) -> dict[str, float]:
+    """What is said of each version of `model`."""
+    text, _ = metrics.render("")
+    found = re.findall(r'^hiera_model_ready{model="model",version="(\d+)"} (.*)$', text.decode(), re.MULTILINE)
+    return {version: float(value) for version, value in found}
+
+
+def test_telemetry_hears_of_a_model_that_was_refused(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    metrics = Metrics()
+    root = make_package("model", 1, wrong_golden=True)
+    make_package("model", 2, wrong_golden=True)
+    registry = make_registry(observer=metrics)
+    registry.load_all()
+    assert ready_series(metrics) == {"2": 0}
+    make_package("model", 3)
+    registry.load("model")
+    assert ready_series(metrics) == {"3": 1}
+    make_package("model", 4, wrong_golden=True)
+    with pytest.raises(ChangeRefused):
+        registry.load("model")  # 3 serves on
+    assert ready_series(metrics) == {"3": 1}
+    registry.unload("model")
+    with pytest.raises(ChangeRefused):
+        registry.load("model", 1)
+    assert ready_series(metrics) == {"1": 0}
+    registry.unload("model")
+    assert ready_series(metrics) == {}
+    shutil.rmtree(root / "model")
+
+
+def test_telemetry_hears_of_the_version_that_took_the_place_of_a_refused_one(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    metrics = Metrics()
+    make_package("model", 1)
+    make_package("model", 2, wrong_golden=True)
+    registry = make_registry(observer=metrics)
+    registry.load_all()
+    assert ready_series(metrics) == {"1": 1}
+
+
+def test_no_demo_answers_for_the_default_while_models_are_loaded(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_package("demo", demo=True)
+    make_package("real")
+    loading = Gate()
+
+    def open_slowly(path: store.PackagePath) -> store.Package:
+        if path.name == "real":
+            loading([])
+        return store.open_package(path)
+
+    monkeypatch.setattr(registry_module, "open_package", open_slowly)
+    registry = make_registry()
+    loader = threading.Thread(target=registry.load_all)
+    loader.start()
+    loading.wait_entered()
+    end = time.monotonic() + PATIENCE_S
+    while {each.name: each.state for each in registry.models()}["demo"] != "ready" and time.monotonic() < end:
+        time.sleep(0.001)
+    with pytest.raises(Unavailable, match="being loaded"):
+        registry.get("image", None)
+    registry.get("image", "demo").release()
+    loading.open()
+    loader.join(PATIENCE_S)
+    model = registry.get("image", None)
+    model.release()
+    assert model.name == "real"
+
+
+def test_a_default_that_is_not_there_is_said_at_the_start_and_to_who_relies_on_it(
+    make_package: MakePackage, make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_package("model")
+    registry = make_registry(defaults={"image": "modle", "video": "model"})
+    registry.load_all()
+    assert "HIERA_DEFAULT_IMAGE_MODEL is modle, which is no model for the task image" in caplog.text
+    assert "HIERA_DEFAULT_VIDEO_MODEL is model, which is no model for the task video" in caplog.text
+    with pytest.raises(
+        UnknownModel, match=r"the default model for the task image is not there; name one with \?model="
+    ):
+        registry.get("image", None)
+    with pytest.raises(UnknownModel, match="there is no model named modle"):
+        registry.get("image", "modle")
 
 
 def test_a_failed_model_can_be_mended_and_loaded(make_package: MakePackage, make_registry: MakeRegistry) -> None:

@@ -9,7 +9,7 @@ import pytest
 from serving_fakes import PATIENCE_S, Clock, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
 
 from app.engines.base import Engine, Rows
-from app.errors import EngineError
+from app.errors import EngineError, EngineLost
 from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
 from app.serving.instance import Instance
@@ -294,6 +294,18 @@ def test_engines_that_hang_again_and_again_leave_only_a_restart(open_house: Open
     assert seen == [False, False, True, False]
     house.pass_time(8)
     assert house.keeper.reason is None
+
+
+def test_a_lost_device_is_not_tried_again_and_a_failed_build_is(open_house: OpenHouse) -> None:
+    house = open_house(FakeEngine(die), EngineError("it failed"), EngineLost("an illegal memory access"), FakeEngine())
+    house.submit(1).error()
+    assert house.instances[0].join(PATIENCE_S)
+    house.pass_time(0.1)
+    seen = []
+    for _ in range(4):
+        house.pass_time(8)
+        seen.append((house.builds, house.keeper.hopeless))
+    assert seen == [(2, False), (3, True), (3, True), (3, True)]
 
 
 def test_nothing_is_rebuilt_after_the_end(open_house: OpenHouse) -> None:

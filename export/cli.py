@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hiera-export: {faults_of(error)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
+        extra = "tensorrt" if options.run is run_tensorrt else "export"
         print(
-            f"hiera-export: {error.name} is not installed here; this command needs: pip install 'hiera-serve[export]'",
+            f"hiera-export: {error.name} is not installed here; this command needs: pip install 'hiera-serve[{extra}]'",
             file=sys.stderr,
         )
         return 1
@@ -180,9 +181,6 @@ def _add_tensorrt(tensorrt: argparse.ArgumentParser) -> None:
         "--flavour", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT (default: the first that is installed)"
     )
     tensorrt.add_argument("--max-batch", type=_positive, metavar="ROWS", help="largest batch (64 images, 8 clips)")
-    tensorrt.add_argument(
-        "--optimal-batch", type=_positive, metavar="ROWS", help="the batch to be fastest at (default: the largest)"
-    )
     tensorrt.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="what earlier builds timed (default: in the user's cache)"
     )

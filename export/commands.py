@@ -148,7 +148,6 @@ def run_tensorrt(options: Namespace) -> int:
         target=options.target,
         flavour=options.flavour,
         max_batch=options.max_batch,
-        optimal_batch=options.optimal_batch,
         timing_cache=options.timing_cache,
         unfused_attention=options.unfused_attention,
         replace=options.replace,

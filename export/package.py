@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.engines.factory import installed_version
 from app.repository.manifest import Accuracy, Manifest, Precision, Preprocessing, Sampling, Weights
 from app.repository.store import GOLDEN, GRAPH, LABELS, MANIFEST, PackagePath, open_package, read_labels, sha256
 from export.catalog import Variant
@@ -26,7 +27,7 @@ from export.to_onnx import OPSET, ServingGraph, export_graph
 from export.triton import triton_config
 
 TRITON_CONFIG = "config.pbtxt"
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+_TOOLS = ("torch", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def tool_versions() -> dict[str, str]:
     tools = {"python": platform.python_version(), "opset": str(OPSET)}
     for name in _TOOLS:
         tools[name] = metadata.version(name)
-    return tools
+    return tools | {"onnxruntime": installed_version("onnxruntime")}  # of the CPU's build, or of the GPU's
 
 
 def _publish(staging: Path, destination: Path, version: int) -> Path:
@@ -179,7 +180,7 @@ def _publish(staging: Path, destination: Path, version: int) -> Path:
         folder.rename(replaced)
     try:
         (staging / str(version)).rename(folder)
-    except OSError:
+    except BaseException:  # an interrupt too: what is still in `staging` then is removed
         if replaced.exists():
             replaced.rename(folder)
         raise

@@ -26,8 +26,9 @@ from app.repository.store import Package
 from app.serving.golden import check_golden
 from export.errors import BuildRefused
 
-# The smallest batch, the one to be fastest at, and the largest, of the plan's one profile.
 LARGEST_BATCH = {"image": 64, "video": 8}
+# Batches up to this one have an optimisation profile of their own.
+_FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class PlanRequest:
         target: a GPU architecture to build for without a GPU ("sm_89"); tensorrt_rtx alone can, and nothing is checked.
         flavour: which TensorRT; None is the first that is installed.
         max_batch: rows of the largest batch; None is 64 images or 8 clips.
-        optimal_batch: rows of the batch to be fastest at; None is the largest.
         timing_cache: keeps what was timed for the next build; None is `default_timing_cache`.
         unfused_attention: allow attention to be taken apart in fp16 and bf16 too.
         replace: overwrite a plan that is there.
@@ -49,7 +49,6 @@ class PlanRequest:
     target: str | None = None
     flavour: Flavour | None = None
     max_batch: int | None = None
-    optimal_batch: int | None = None
     timing_cache: Path | None = None
     unfused_attention: bool = False
     replace: bool = False
@@ -78,12 +77,9 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
         raise BuildRefused(f"{plan} exists: pass --replace to overwrite it")
     lines: list[str] = []
     batches = batch_ladder(request.max_batch or LARGEST_BATCH[package.manifest.task])
-    optimal = request.optimal_batch or batches[-1]
-    if optimal not in batches:
-        raise BuildRefused(f"--optimal-batch must be one of {', '.join(map(str, batches))}")
     say(f"building {key.file}, batches of 1 to {batches[-1]}; the largest models take many minutes")
     try:
-        serialized = _build(package, trt, key, (1, optimal, batches[-1]), request, device, lines)
+        serialized = _build(package, trt, key, profile_batches(batches), request, device, lines)
     finally:
         if lines:
             plan.with_name(plan.name + ".log").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -112,6 +108,17 @@ def default_timing_cache(key: PlanKey) -> Path:
     """Where timings are kept between builds: they hold for one GPU architecture and one TensorRT."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiera-serve" / "tensorrt"
     return folder / f"{key.architecture}-{key.flavour}-{key.version}.timing"
+
+
+def profile_batches(batches: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """The smallest batch, the one that kernels are chosen for, and the largest, of each optimisation profile.
+
+    What is best for a full batch is slow for one row, which is what a server at rest is asked for.
+    """
+    largest = batches[-1]
+    if largest <= _FEW_ROWS:
+        return [(1, 1, largest)]
+    return [(1, 1, _FEW_ROWS), (_FEW_ROWS + 1, largest, largest)]
 
 
 def graph_for_tensorrt(path: Path) -> bytes:
@@ -172,7 +179,7 @@ def _build(
     package: Package,
     trt: Any,
     key: PlanKey,
-    profile_batches: tuple[int, int, int],
+    profiles: list[tuple[int, int, int]],
     request: PlanRequest,
     device: CudaDevice | None,
     lines: list[str],
@@ -189,9 +196,10 @@ def _build(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the layers can be looked at
     if key.flavour == "tensorrt_rtx":
         _aim(trt, config, key.architecture)
-    profile = builder.create_optimization_profile()
-    profile.set_shape(ROWS, *((batch, *package.manifest.row_shape) for batch in profile_batches))
-    config.add_optimization_profile(profile)
+    for batches in profiles:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(ROWS, *((batch, *package.manifest.row_shape) for batch in batches))
+        config.add_optimization_profile(profile)
     kept = request.timing_cache or default_timing_cache(key)
     timed = key.flavour == "tensorrt"  # tensorrt_rtx times nothing at the build
     if timed:

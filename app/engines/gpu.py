@@ -51,8 +51,11 @@ def gpu_identity(name: str, graph: Path, device: str) -> str:
     if not runs_on_gpu(name, device) or why_no_gpu() is not None:
         return ""
     gpu = open_gpu(device)
-    plans = [file_sha256(record_file(plan)) for plan in sorted(graph.parent.glob(f"*{PLAN}"))]
-    return " ".join((gpu.architecture, gpu.description, *(plans if name == "tensorrt" else ())))
+    known = [gpu.architecture, gpu.description]
+    if name == "tensorrt":
+        records = map(record_file, sorted(graph.parent.glob(f"*{PLAN}")))
+        known += [file_sha256(record) for record in records if record.is_file()]
+    return " ".join(known)
 
 
 def build_onnxruntime(

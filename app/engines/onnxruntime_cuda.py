@@ -29,8 +29,8 @@ def require_cuda_provider() -> None:
     if CUDA_PROVIDER not in ort.get_available_providers():
         raise EngineUnavailable(
             f"this ONNX Runtime {ort.__version__} has no {CUDA_PROVIDER} (it has "
-            f"{', '.join(sorted(ort.get_available_providers()))}): pip uninstall onnxruntime, then "
-            "pip install 'hiera-serve[gpu]'"
+            f"{', '.join(sorted(ort.get_available_providers()))}): pip uninstall onnxruntime "
+            "onnxruntime-gpu, which share a folder, then pip install 'hiera-serve[gpu]'"
         )
     ort.preload_dlls()  # CUDA's and cuDNN's libraries lie in wheels, where the linker does not look
 

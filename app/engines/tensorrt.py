@@ -117,12 +117,22 @@ class TensorRtEngine:
         if context is None:
             raise EngineOutOfMemory(f"{self._device.name} has no room for the plan ({first_error(self._lines)})")
         context.set_device_memory(self._memory, self._memory_nbytes)
+        if not context.set_optimization_profile_async(self._profile_for(size), self._pipeline.stream):
+            raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
         for name, address in ((ROWS, self._pipeline.input), (PROBABILITIES, self._pipeline.output)):
             if not context.set_tensor_address(name, address):
                 raise EngineError(f"TensorRT does not take the address of {name} ({first_error(self._lines)})")
         if not context.set_input_shape(ROWS, (size, *self.row_shape)):
             raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
         return context
+
+    def _profile_for(self, size: int) -> int:
+        """The first profile that reaches to `size`: the plan has one for few rows, and one for many."""
+        largest = [
+            self._engine.get_tensor_profile_shape(ROWS, index)[2][0]
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        return next((index for index, rows in enumerate(largest) if size <= rows), len(largest) - 1)
 
     def _enqueue(self, size: int) -> None:
         if not self._contexts[size].execute_async_v3(self._pipeline.stream):

@@ -11,6 +11,9 @@ from app.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
+# TensorRT says what belongs to no object through the first logger that it was ever given, whether or not that is alive.
+_FIRST_LOGGERS: dict[str, Any] = {}
+
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
 OLDEST = (10, 14)  # of tensorrt: the first whose parser takes ONNX's Attention
@@ -59,7 +62,9 @@ def make_logger(trt: Any, keep: list[str] | None = None) -> Any:
                 keep.append(f"[{severity.name}] {message}")
             logger.log(levels.get(severity, logging.DEBUG), "%s", message)
 
-    return Lines()
+    lines = Lines()
+    _FIRST_LOGGERS.setdefault(trt.__name__, lines)
+    return lines
 
 
 def first_error(lines: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from dataclasses import replace
@@ -147,6 +148,37 @@ def test_a_build_that_fails_while_writing_leaves_the_old_package(
         build_package(plan, tmp_path, replace=True, say=silent)
     assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == before
     assert [path.name for path in tmp_path.iterdir()] == ["hiera_demo_objects"]
+
+
+def test_a_build_that_is_interrupted_while_it_replaces_leaves_the_old_package(
+    plan: BuildPlan, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(objects.parent, tmp_path / objects.parent.name)
+    before = {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)}
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:  # the old version is out of its place, the new one not yet in it
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_package(plan, tmp_path, replace=True, say=silent)
+    assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == before
+
+
+def test_a_package_can_be_built_beside_the_gpus_build_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+
+    def of_gpu_machine(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.32.0" if name == "onnxruntime-gpu" else version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", of_gpu_machine)
+    assert package_module.tool_versions()["onnxruntime"] == "1.32.0"
 
 
 # From the request to the plan

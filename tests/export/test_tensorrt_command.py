@@ -17,13 +17,14 @@ import pytest
 import tensorrt_rtx
 from fresh_graph import write_fresh_graph
 
+from app.engines.base import batch_ladder
 from app.engines.plans import PlanKey, find_plan, record_file
 from app.errors import EngineUnavailable, PackageError
 from app.repository.store import PackagePath, open_package, sha256
 from export.cli import main
 from export.errors import BuildRefused
 from export.hiera import CONFIGS
-from export.tensorrt_plan import graph_for_tensorrt
+from export.tensorrt_plan import graph_for_tensorrt, profile_batches
 
 KEY = PlanKey("sm_89", "tensorrt_rtx", tensorrt_rtx.__version__)
 
@@ -143,11 +144,12 @@ def test_a_builder_that_said_nothing_leaves_no_log(bf16: Path, monkeypatch: pyte
     assert sorted(bf16.iterdir()) == before
 
 
-def test_a_batch_that_is_not_on_the_ladder_cannot_be_the_optimal_one(
-    bf16: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["tensorrt", str(bf16), "--target", "sm_89", "--max-batch", "8", "--optimal-batch", "3"]) == 1
-    assert "one of 1, 2, 4, 8" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("largest", "profiles"),
+    [(1, [(1, 1, 1)]), (4, [(1, 1, 4)]), (8, [(1, 1, 4), (5, 8, 8)]), (64, [(1, 1, 4), (5, 64, 64)])],
+)
+def test_few_rows_have_a_profile_of_their_own(largest: int, profiles: list[tuple[int, int, int]]) -> None:
+    assert profile_batches(batch_ladder(largest)) == profiles
 
 
 def test_a_plan_that_is_tampered_with_is_not_found(bf16: Path) -> None:

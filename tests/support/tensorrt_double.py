@@ -65,6 +65,8 @@ class CudaEngine:
         self._tensors = {each.name: each for each in (session.get_inputs()[0], session.get_outputs()[0])}
         self.num_io_tensors = len(self._tensors)
         self.device_memory_size_v2 = 4096
+        self.profiles = [(1, 1, 2), (3, 8, 8)]
+        self.num_optimization_profiles = len(self.profiles)
 
     def get_tensor_name(self, index: int) -> str:
         return str(list(self._tensors)[index])
@@ -74,6 +76,9 @@ class CudaEngine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType.UINT8 if self._tensors[name].type == "tensor(uint8)" else DataType.FLOAT
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(rows, *self._tensors[name].shape[1:]) for rows in self.profiles[profile]]
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
@@ -106,13 +111,12 @@ class RuntimeConfig:
 
 
 class ExecutionContext:
-    LARGEST = 8  # of the profile
-
     def __init__(self, engine: CudaEngine, how: RuntimeConfig | ExecutionContextAllocationStrategy) -> None:
         self._engine = engine
         self.runtime_config = how if isinstance(how, RuntimeConfig) else None
         self.strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         self.memory = 0
+        self.profile = 0
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
         self.fails_with = ""
@@ -126,8 +130,14 @@ class ExecutionContext:
         self._addresses[name] = address
         return name in ("rows", "probabilities")
 
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert not self._shape, "shapes are those of the profile before"
+        self.profile = profile
+        return True
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if shape[0] > self.LARGEST:
+        smallest, _, largest = self._engine.profiles[self.profile]
+        if not smallest <= shape[0] <= largest:
             self._engine.logger.log(Severity.ERROR, f"batch {shape[0]} is outside of the profile")
             return False
         assert self._shape in ((), shape), "what was recorded of this context is undefined from now on"

@@ -254,6 +254,7 @@ def test_a_measurement_is_of_one_gpu_and_of_the_plans_that_there_were(make_graph
     assert "sm_90" in before
     assert "sm_90" not in engine_identity("onnxruntime", graph, EngineOptions(device="cpu"))
     (graph.parent / "sm_90-tensorrt-11.4.plan").write_bytes(b"")
+    assert engine_identity("tensorrt", graph, EngineOptions()) == before  # without a record it is not one to load
     (graph.parent / "sm_90-tensorrt-11.4.plan.json").write_text("{}")
     assert engine_identity("tensorrt", graph, EngineOptions()) != before
 

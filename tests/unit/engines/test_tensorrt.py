@@ -230,6 +230,13 @@ def test_each_size_has_a_context_of_its_own_and_all_share_one_memory(make_graph:
     assert len({context.memory for context in engine._contexts.values()}) == 1
 
 
+def test_each_size_runs_in_the_profile_that_is_for_it(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    engine = build(graph)
+    assert {size: context.profile for size, context in engine._contexts.items()} == {1: 0, 2: 0, 4: 1, 8: 1}
+
+
 def test_a_device_without_room_for_the_batches_is_named_as_that(make_graph: MakeGraph) -> None:
     graph = make_graph()
     write_plan(graph)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,22 @@ def test_tensorrt_has_the_names_too() -> None:
     of_python = {"__version__"}
     absent = {name for _, name in names_used() if name not in of_python and name.encode() + b"\0" not in strings}
     assert absent == RTX_ONLY
+
+
+TWO_ENGINES = """
+import gc
+import tensorrt_rtx
+from app.engines.trt import make_logger
+
+first = tensorrt_rtx.Runtime(make_logger(tensorrt_rtx, []))
+second = tensorrt_rtx.Runtime(make_logger(tensorrt_rtx, []))
+del first
+gc.collect()
+kept = [bytearray(64) for _ in range(10_000)]  # what was freed is used again
+tensorrt_rtx.get_plugin_registry().load_library("/nowhere.so")  # a message of no object
+"""
+
+
+def test_a_message_of_tensorrts_own_finds_a_logger_after_the_first_engine_has_gone() -> None:
+    ran = subprocess.run([sys.executable, "-c", TWO_ENGINES], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr  # it was killed by SIGSEGV

@@ -1,4 +1,4 @@
-"""One contender of `benchmarks.gpu` at a time, in a process of its own: it begins with an empty card and leaves one.
+"""One job of `benchmarks.gpu`, in the process that this is; its result is the last line of stdout.
 
     python -m benchmarks.gpu_contenders '{"what": "rates", "contender": "tensorrt fp16", …}'
 
@@ -9,135 +9,71 @@ probabilities back to the host, as in the server.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from app.engines.base import Engine
-from app.engines.factory import EngineName, EngineOptions, create_engine
+from app.engines.base import Engine, Rows, StagingEngine
 from app.errors import HieraError
-from app.repository.store import Package, discover, latest, open_package
-from benchmarks.contenders import ROOT
+from benchmarks.gpu_http import http_rate
+from benchmarks.gpu_jobs import Job, end_with_parent
+from benchmarks.gpu_packages import build, open_contender, prepare
 from benchmarks.results import median
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one process does.
-
-    Attributes:
-        what: "rates", "agreement" or "matrix".
-        contender: an engine, or "torch" or "reference", alone or with "-compiled"; and a precision.
-        variant: its name in `hiera-export list`.
-        device: "cuda:0", or "cpu" for a dry run.
-        repository: where packages with random weights are kept, and plans in them.
-        batches: sizes to time; of "agreement" the first is used; of "matrix" the sides of the matrices.
-        seconds: of each size.
-        rows: of "agreement": how many, or a folder of photos.
-        weights: of "agreement": trained weights to build the package from, "" for random ones.
-    """
-
-    what: str
-    contender: str
-    variant: str
-    device: str
-    repository: str
-    batches: tuple[int, ...]
-    seconds: float
-    rows: str = ""
-    weights: str = ""
-
-    @property
-    def precision(self) -> str:
-        return self.contender.split()[1]
-
-
-def run_job(job: Job) -> dict[str, Any]:
-    """The result of a job in a process of its own; {"error": …} where it fails, so that the others still run."""
-    command = [sys.executable, "-m", "benchmarks.gpu_contenders", json.dumps(asdict(job))]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if finished.returncode == 0:
-        return cast("dict[str, Any]", json.loads(finished.stdout.splitlines()[-1]))
-    said = [line for line in finished.stderr.splitlines() if line.strip()]
-    return {"error": said[-1][:500] if said else f"ended with {finished.returncode}"}
-
-
-def prepare(job: Job) -> Package:
-    """The job's package, built on first use and kept."""
-    name = "_".join((job.variant, job.precision, "trained" if job.weights else "random"))
-    repository = Path(job.repository)
-    if not (repository / name / "1" / "model.json").is_file():
-        weights = ["--weights", job.weights] if job.weights else ["--random-weights", "0"]
-        command = [sys.executable, "-m", "export.cli", "build", job.variant, *weights, "--precision", job.precision]
-        command += ["--name", name, "--output", str(repository), "--max-batch", "2"]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-    return next(open_package(path) for path in latest(discover(repository)) if path.name == name)
-
-
-def open_contender(job: Job, package: Package) -> Engine:
-    """An engine as the server would build it; a plan that is missing is built first."""
-    name = job.contender.split()[0]
-    options = EngineOptions(name=cast(EngineName, name), device=job.device, max_batch=max(job.batches))
-    manifest = package.manifest
-    if name == "tensorrt":
-        _build_plan(job, package)
-    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
-
-
-def _build_plan(job: Job, package: Package) -> None:
-    from export.errors import BuildRefused
-    from export.tensorrt_plan import PlanRequest, build_plan
-
-    try:
-        build_plan(
-            package,
-            PlanRequest(device=job.device, max_batch=max(job.batches)),
-            lambda text: print(text, file=sys.stderr),
-        )
-    except BuildRefused as error:
-        if "--replace" not in str(error):  # it is there already
-            raise
-
-
 def engine_rates(job: Job) -> dict[str, Any]:
-    """Rows per second by batch size, and milliseconds of one row."""
-    package = prepare(job)
-    engine = open_contender(job, package)
-    draw = np.random.default_rng(0)
-    rates: dict[int, float] = {}
-    for batch in job.batches:
-        rows = engine.empty_rows(batch)
-        rows[...] = draw.integers(0, 256, rows.shape, dtype=np.uint8)
-        seconds = _median_seconds(lambda rows=rows: engine.run(rows), job.seconds)  # type: ignore[misc]
-        rates[batch] = batch / seconds
+    """Rows per second by batch size, and milliseconds of one row that nothing runs beside."""
+    engine = open_contender(job, prepare(job))
+    one = _random_rows(engine, 1)
+    one_row_ms = 1000 * _median_seconds(lambda: engine.run(one), job.seconds)
+    rates = {batch: batch / seconds_of_a_batch(engine, batch, job.seconds) for batch in job.batches}
     engine.close()
-    return {"rates": rates, "detail": engine.info.detail}
+    return {"rates": rates, "one_row_ms": one_row_ms, "detail": engine.info.detail}
+
+
+def seconds_of_a_batch(engine: Engine, batch: int, seconds: float) -> float:
+    """The median while one batch follows another, as in the server: the next is copied to the card while one runs."""
+    buffers = [_random_rows(engine, batch) for _ in range(2)]
+    if engine.info.device == "cpu" or not isinstance(engine, StagingEngine):
+        return _median_seconds(lambda: engine.run(buffers[0]), seconds)
+
+    def run() -> None:
+        buffers.reverse()
+        engine.stage(buffers[0])
+        engine.run(buffers[1])
+
+    engine.stage(buffers[0])
+    taken = _median_seconds(run, seconds)
+    engine.run(buffers[0])  # what is staged and never run would keep a place from the next size
+    return taken
 
 
 def torch_rates(job: Job) -> dict[str, Any]:
-    """The same of torch: this project's model or the reference package's, as it is or compiled."""
+    """Rows per second of torch: this project's model or the reference package's, as it is or compiled."""
     import torch
 
     kind, _, compiled = job.contender.split()[0].partition("-")
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[job.precision]
     model, input_size = _torch_model(kind, job.variant)
     model = model.to(job.device, dtype).eval()
-    if compiled:
-        model = torch.compile(model, mode="max-autotune" if job.device != "cpu" else "default")
     on_gpu = job.device.startswith("cuda")
     rates: dict[int, float] = {}
     with torch.inference_mode():
         for batch in job.batches:
             pixels = torch.randn(batch, 3, *input_size, device=job.device, dtype=dtype)
+            runs = model
+            if compiled:
+                # At its best: for this one size. What is compiled once for all sizes is slower at each.
+                torch.compiler.reset()
+                runs = torch.compile(model, mode="max-autotune" if on_gpu else "default", dynamic=False)
 
-            def run(pixels: Any = pixels) -> None:
-                model(pixels)
+            def run(runs: Any = runs, pixels: Any = pixels) -> None:
+                runs(pixels)
                 if on_gpu:
                     torch.cuda.synchronize()
 
@@ -188,9 +124,15 @@ def agreement(job: Job) -> dict[str, Any]:
         raise HieraError(f"{package.manifest.name}: its weights cannot be had")
     engine = open_contender(job, package)
     rows = rows_to_compare(job.rows, package)
-    measured = measure_agreement(engine, torch_judge(found[0], package, job.device), rows, job.batches[0])
+    measured = measure_agreement(engine, torch_judge(found[0], package, job.device), rows, job.batches[-1])
     engine.close()
     return asdict(measured)
+
+
+def _random_rows(engine: Engine, batch: int) -> Rows:
+    rows = engine.empty_rows(batch)
+    rows[...] = np.random.default_rng(0).integers(0, 256, rows.shape, dtype=np.uint8)
+    return rows
 
 
 def _median_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -206,10 +148,15 @@ def _median_seconds(run: Callable[[], object], seconds: float) -> float:
 
 
 def main() -> None:
-    """Do the job that the first argument describes, and print its result as the last line."""
-    document = json.loads(sys.argv[1])
-    job = Job(**(document | {"batches": tuple(document["batches"])}))
-    kinds: dict[str, Callable[[Job], dict[str, Any]]] = {"matrix": matrix_rate, "agreement": agreement}
+    """Do the job that the first argument describes."""
+    end_with_parent()
+    job = Job.of(json.loads(sys.argv[1]))
+    kinds: dict[str, Callable[[Job], dict[str, Any]]] = {
+        "matrix": matrix_rate,
+        "build": build,
+        "agreement": agreement,
+        "http": http_rate,
+    }
     torch_is_it = job.contender.startswith(("torch", "reference"))
     work = kinds.get(job.what, torch_rates if torch_is_it else engine_rates)
     print(json.dumps(work(job)))

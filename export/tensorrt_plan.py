@@ -209,7 +209,9 @@ def _build(
         raise BuildRefused(f"TensorRT cannot build it: {first_error(lines)}")
     if timed:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(config.get_timing_cache().serialize())
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        partial.write_bytes(config.get_timing_cache().serialize())
+        partial.replace(kept)
     return serialized
 
 

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     port: Port = 8000
     """TCP port of the HTTP server; 0 takes a free one."""
     grpc_port: Port = 8001
-    """TCP port kept for gRPC; this release opens no such port."""
+    """Without effect: this release has no gRPC."""
     http_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that speak HTTP; above 1 they share the engines of one more process (docs/http-workers.md)."""
 
@@ -115,11 +115,11 @@ class Settings(BaseSettings):
     engine_threads: Count = 0
     """CPU threads of one model; 0 means the cores that are really available, container quotas included."""
     engine_instances: Count = 0
-    """Engines per model, each with a thread; 0 takes as many side by side as do most together, as measured."""
+    """Engines per model, each with a thread; 0 measures how many side by side give the most throughput."""
     engine_stuck_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 20.0
     """How many times its predicted time a batch may take before its engine counts as stuck and is rebuilt."""
     engine_stuck_seconds: PositiveSeconds = 20.0
-    """Least time that a batch is given before that, whatever was predicted."""
+    """A batch that has run for less than this never counts as stuck."""
     engine_rebuild_pause_seconds: PositiveSeconds = 60.0
     """Longest pause before a lost engine is rebuilt; pauses begin at half a second and double."""
     engine_cache_folder: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(default_factory=_cache_folder)
@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     max_side_pixels: PositiveCount = 32_768
     """Longest side of an image or a video."""
     max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 50.0
-    """Longest ratio of the longer side to the shorter."""
+    """Largest ratio of the longer side to the shorter."""
     max_video_frame_pixels: PositiveCount = 8192 * 4320
     """Most pixels of one frame of a video."""
     max_video_seconds: PositiveSeconds = 4 * 3600.0

@@ -51,7 +51,7 @@ class Metrics:
         )
         self._request_duration = Histogram(
             "hiera_request_duration_seconds",
-            "Time from a request's first byte to its answer.",
+            "Time from a request's headers to its answer.",
             ("task", "model"),
             buckets=_SECONDS,
             registry=registry,

@@ -4,7 +4,7 @@
                           └──▶ replica: …
 
     serve run deploy.ray.application:build cpus=2 max_replicas=4      on one machine
-    serve deploy deploy/ray/serve.yaml                                on a cluster
+    serve deploy deploy/ray/serve.yaml                                on a cluster (see that file)
 
 A replica takes requests once its models are proven, and is replaced when its server says that only a restart would
 help.
@@ -54,8 +54,9 @@ class Arguments(BaseModel, extra="forbid"):
     settings: dict[str, Any] = {}
 
 
-def build(arguments: Arguments) -> Application:
-    """The Ray Serve application, for `serve run`, a Serve config file, or `serve.run`."""
+def build(chosen: Arguments | dict[str, Any]) -> Application:
+    """The Ray Serve application. `serve run` and a Serve config file hand over a mapping."""
+    arguments = Arguments.model_validate(chosen)
 
     def build_replica() -> FastAPI:
         return replica_app(replica_settings(arguments), arguments.start_timeout_s)

@@ -10,6 +10,7 @@ from typing import Literal
 
 SERVER = 'job="hiera",instance=~"$instance"'
 MODEL = f'{SERVER},model=~"$model"'
+ADMITTED = f'{MODEL},model!="none"'  # a refusal before admission is over at once, and has no model
 RATE = "$__rate_interval"
 GPU_ROW = "GPU"
 
@@ -124,11 +125,11 @@ ROWS = (
             Panel(
                 "Request latency",
                 tuple(
-                    Query(_quantile(q, "hiera_request_duration_seconds", MODEL, "task"), f"{{{{task}}}} {name}")
+                    Query(_quantile(q, "hiera_request_duration_seconds", ADMITTED, "task"), f"{{{{task}}}} {name}")
                     for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))
                 ),
                 "s",
-                "From a request's first byte to its answer.",
+                "From a request's headers to its answer, of requests that were admitted.",
             ),
             Panel(
                 "Refused and dropped",

@@ -135,7 +135,7 @@ class House:
             cpus=1, min_replicas=least, max_replicas=most, target_ongoing_requests=4, upscale_delay_s=1,
             downscale_delay_s=600, settings=self._settings,
         )  # fmt: skip
-        serve.run(build(arguments), name="hiera", route_prefix="/")
+        serve.run(build(arguments.model_dump()), name="hiera", route_prefix="/")
         wait_for_replicas(least)
 
     def throughput(self, body: bytes, seconds: float) -> float:

@@ -95,14 +95,20 @@ class EngineHost:
         self._status = 0
 
     async def run(self) -> int:
-        """Serve until a signal, then drain. Returns the exit status: 0, or 2 when the workers find a setting wrong
-        before any of them has served."""
+        """Serve until a signal, then drain.
+
+        Returns:
+            The exit status: 0; 2 when the workers find a setting wrong before any of them has served; 1 after a fault
+            of our own.
+        """
         loop = asyncio.get_running_loop()
         for number in ending_signals():
             loop.add_signal_handler(number, self._signalled, number)
         threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
         keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
         looking = asyncio.create_task(self._look())
+        for task in (*keepers, looking):
+            task.add_done_callback(self._end_if_failed)
         await self._stopping.wait()
         if self._watch is not None:
             self._watch.stop()
@@ -121,6 +127,14 @@ class EngineHost:
         self._table.close()
         await asyncio.to_thread(self._registry.close, 1.0)
         return self._status
+
+    def _end_if_failed(self, task: asyncio.Task[None]) -> None:
+        """Without one of its own tasks the host would go on with a worker less, or watch none: better to start anew."""
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("a fault of the server's own ends it", exc_info=task.exception())
+            self._status = 1
+            self._draining.set()
+            self._stopping.set()
 
     def _load_models(self) -> None:
         load_models(self._settings.model_repository, self._registry, self._metrics, self._watch)

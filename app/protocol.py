@@ -17,6 +17,7 @@ from app.api.gate import Gate
 from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
+from app.api.unread import UnreadBounds
 
 _access = logging.getLogger(ACCESS_LOGGER)
 
@@ -26,6 +27,7 @@ class ConnectionLimits:
     """What a connection may take before a request is understood, and the origins whose pages may read a refusal.
 
     Beyond `max_connections` only health is answered, and 503 to the rest; connections beyond `max_open` are closed.
+    Half of what is between is for connections that were refused and have yet to take that in.
     """
 
     max_connections: int
@@ -44,6 +46,7 @@ class _Refusal:
     detail: str
 
 
+_LINGER = UnreadBounds()
 _NOT_HTTP = _Refusal(400, "Bad Request", "malformed_request", "this is not a valid HTTP/1.1 request.")
 _TOO_LATE = _Refusal(408, "Request Timeout", "upload_too_slow", "the request's headers came too slowly.")
 _TOO_LONG = _Refusal(
@@ -55,30 +58,37 @@ _TOO_MANY = _Refusal(503, "Service Unavailable", "too_many_connections", "all co
 def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Protocol]:
     """uvicorn's HTTP/1.1 protocol within `limits`, and with problem+json where uvicorn itself refuses a request. What
     `gate` refuses is answered here; its body is read and dropped."""
+    lingering: set[asyncio.Protocol] = set()
+    most_lingering = (limits.max_open - limits.max_connections) // 2
 
     class LimitedProtocol(HttpToolsProtocol):
         _surplus = False  # it came when all were taken, and none has become free; the others are served on
         _reading_head = True
-        _head_bytes = 0
+        _head_bytes = 0  # and of what else is no body: the sizes of chunks, trailers
         _spoke = False
-        _head_timer: asyncio.TimerHandle | None = None
+        _timer: asyncio.TimerHandle | None = None  # until a head must be there; once refused, until the end
         _refusal = _NOT_HTTP
         _dropping = False  # the body of a request that is answered already
-        _ends = False  # after the answers that are due
+        _refused = False  # nothing more is read, and it ends behind the answers that are due
+        _dropped_bytes = 0  # since then
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._surplus = len(self.connections) > limits.max_connections
+            self._surplus = self._are_all_taken()
             if len(self.connections) > limits.max_open:
                 transport.close()
                 return
-            self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
+            self._timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_head_timer()
+            self._stop_timer()
+            lingering.discard(self)
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                self._drop(data)
+                return
             self._spoke = True
             self._head_bytes += len(data)
             self._unset_keepalive_if_required()
@@ -92,12 +102,12 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                     self._begin_again_without_upgrade(data[upgrade.args[0] :])
             if self._dropping or self._is_answered():
                 self._await_more()
-            if not self._reading_head:
-                self._stop_head_timer()
-            elif self._head_bytes > limits.max_header_bytes:
+            if self._head_bytes > limits.max_header_bytes:
                 self._refuse(_TOO_LONG)
-            elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
+            elif not self._reading_head:
+                self._stop_timer()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(limits.header_timeout_s, self._refuse, _TOO_LATE)
 
         def on_message_begin(self) -> None:
             self._reading_head = True
@@ -106,9 +116,9 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         def on_headers_complete(self) -> None:
             if self._offers_upgrade():
                 return
-            self._surplus = self._surplus and len(self.connections) > limits.max_connections
-            # Reads bring more than the head, so the count is exact only where it could matter.
-            if self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes:
+            self._surplus = self._surplus and self._are_all_taken()
+            # Not by the bytes that were read: reads bring more than a head, and begin within the request before.
+            if self._head_size() > limits.max_header_bytes:
                 self._refusal = _TOO_LONG
             elif self._surplus and not self.url.startswith(b"/health/"):
                 self._refusal = _TOO_MANY
@@ -126,10 +136,12 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
+            self._head_bytes = 0
             if not self._dropping:
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self._head_bytes = 0
             if self._offers_upgrade():
                 return
             if self._dropping:
@@ -183,24 +195,50 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
         def _head_size(self) -> int:
             return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-        def _stop_head_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+        def _are_all_taken(self) -> bool:
+            return len(self.connections) - len(lingering) > limits.max_connections
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
         def _refuse(self, refusal: _Refusal) -> None:
-            self._stop_head_timer()
+            self._stop_timer()
             if self.transport.is_closing():
                 return
+            self._refused = True
             if self._close_behind_answers():
                 return
-            if self._spoke:
-                request_id = os.urandom(16).hex()
-                self.transport.write(_refusal_bytes(refusal, request_id, self._readers()))
-                client = self.client[0] if self.client else None
-                fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
-                _access.info("refused before it was a request", extra={"fields": fields})
-            self.transport.close()
+            if not self._spoke:
+                self.transport.close()
+                return
+            request_id = os.urandom(16).hex()
+            self.transport.write(_refusal_bytes(refusal, request_id, self._readers()))
+            client = self.client[0] if self.client else None
+            fields = {"status": refusal.status, "code": refusal.code, "client": client, "request_id": request_id}
+            _access.info("refused before it was a request", extra={"fields": fields})
+            if self._owes_an_answer():  # the body of that request broke off, and whoever reads it must hear so now
+                self.transport.close()
+            else:
+                self._linger()
+
+        def _linger(self) -> None:
+            """Hang up, on this side alone at first: bytes that were never read would reset the connection, and the
+            reset can overtake the answer (RFC 9112, 9.6)."""
+            if self.transport.is_closing():
+                return
+            if len(lingering) >= most_lingering:
+                self.transport.close()
+                return
+            lingering.add(self)
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(_LINGER.linger_s, self.transport.close)
+
+        def _drop(self, data: bytes) -> None:
+            self._dropped_bytes += len(data)
+            if self in lingering and self._dropped_bytes > _LINGER.linger_bytes:
+                self.transport.close()
 
         def _readers(self) -> list[str]:
             """The headers by which a page of another origin may read a refusal (the Fetch standard's CORS protocol)."""
@@ -221,14 +259,13 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 if not self.pipeline:
                     return False
                 self.pipeline.popleft()
-            self._ends = True
             return True
 
         def on_response_complete(self) -> None:
             is_last = not self.pipeline
             super().on_response_complete()
-            if self._ends and is_last:
-                self.transport.close()
+            if self._refused and is_last:
+                self._linger()
 
     return LimitedProtocol
 

@@ -17,4 +17,4 @@ def ready(port: int, timeout_s: float = 2.0) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if ready(int(os.environ.get("HIERA_PORT", "8000"))) else 1)
+    sys.exit(0 if ready(int(os.environ.get("HIERA_PORT") or "8000")) else 1)

@@ -23,7 +23,7 @@ from app.api.exchange import exchange_of
 from app.api.gate import Gate
 from app.api.health import Condition, Exposition, HealthEndpoints, MetricsEndpoint
 from app.api.keys import KeyRing
-from app.api.middleware import AllowOrigins, RecordExchanges, RequireKey
+from app.api.middleware import AllowOrigins, AnswerFailures, RecordExchanges, RequireKey
 from app.api.models import ModelEndpoints, ModelList
 from app.api.pages import PageEndpoints
 from app.api.problems import problem_of, problem_response
@@ -75,18 +75,17 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
     open_paths = _OPEN_PATHS if parts.metrics_need_key else _OPEN_PATHS | {"/metrics"}
     # The last one added is the outermost.
     app.add_middleware(RequireKey, keys=parts.keys, admin_keys=parts.admin_keys, open_paths=open_paths)
-    cors = None
+    app.add_middleware(AnswerFailures)
     if parts.cors_origins:  # around the keys: a page may read why it was refused, and no preflight carries a key
-        cors = partial(
+        app.add_middleware(
             AllowOrigins,
             allow_origins=parts.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
-        app.add_middleware(cors)
     app.add_middleware(FinishUnreadBodies)
-    app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS, cors=cors)
+    app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS)
     return app
 
 

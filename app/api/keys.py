@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _RELOAD_CHECK_S = 1.0
+_MOST_SECRETS = 8  # of one request: each is compared with every key, for callers who may have none
 _log = logging.getLogger("hiera.keys")
 
 
@@ -55,13 +57,21 @@ class KeyRing:
         """Whether some secret is in both rings now."""
         return not self._digests.keys().isdisjoint(other._digests)
 
-    def name_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The name of the key that a request carries, or None if it carries none that fits."""
+    def name_of(self, headers: Iterable[tuple[bytes, bytes]], unless_of: KeyRing | None = None) -> str | None:
+        """The name of the key that a request carries, or None if it carries none that fits. Beside it there may be
+        others, such as a token for a proxy on the way. What is in `unless_of` too does not count.
+        """
         self._reload_if_changed()
-        sent = _sent_secret(headers)
-        if sent is None:
-            return None
-        digest = hashlib.sha256(sent).digest()
+        found = None
+        for secret in itertools.islice(_sent_secrets(headers), _MOST_SECRETS):
+            digest = hashlib.sha256(secret).digest()
+            name = self._name_by(digest)
+            shared = unless_of is not None and unless_of._name_by(digest) is not None
+            if found is None and not shared:
+                found = name
+        return found
+
+    def _name_by(self, digest: bytes) -> str | None:
         found = None
         # Every key is compared, in constant time, so that timing tells neither a prefix nor which key was near.
         for known, name in self._digests.items():
@@ -102,13 +112,12 @@ def _digests(entries: Iterable[str], called: str) -> dict[bytes, str]:
     return digests
 
 
-def _sent_secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+def _sent_secrets(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
         if name == b"x-api-key":
-            return value.strip()
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
-    return None
+            yield value.strip()
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            yield value[7:].strip()
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

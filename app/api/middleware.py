@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -31,24 +31,14 @@ _errors = logging.getLogger("hiera.errors")
 class RecordExchanges:
     """Gives each request its id, and each answer its X-Request-ID and Server-Timing; counts and logs it once.
 
-    An exception that no handler knew becomes a 500 here, its stack trace goes to the log, and the connection lives on.
-
     Args:
         app: the next layer.
         metrics: where classification requests are counted.
         tasks: "image" or "video" by the path of each classification route.
-        cors: the layer by which pages of other origins may read what is answered here.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        tasks: Mapping[str, str],
-        cors: Callable[[ASGIApp], ASGIApp] | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tasks: Mapping[str, str]) -> None:
         self._app = app
-        self._cors = cors
         self._metrics = metrics
         self._tasks = tasks
 
@@ -73,24 +63,9 @@ class RecordExchanges:
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except asyncio.CancelledError:
-            # The bound of a shutdown was reached: say so to the caller rather than just hang up.
-            if not exchange.status:
-                ended = Unavailable("the server shut down before the answer was ready; send the request again")
-                await self._net(ended, exchange)(scope, receive, send_with_headers)
-            raise
-        except Exception as error:
-            _errors.exception("request failed")
-            if exchange.status:  # half an answer is out: only hanging up tells the caller
-                raise
-            await self._net(error, exchange)(scope, receive, send_with_headers)
         finally:
             self._record(exchange, scope)
             logs.request_id.reset(token)
-
-    def _net(self, error: Exception, exchange: Exchange) -> ASGIApp:
-        problem = _problem(error, exchange)
-        return problem if self._cors is None else self._cors(problem)
 
     def _record(self, exchange: Exchange, scope: Scope) -> None:
         seconds = exchange.elapsed_s
@@ -100,6 +75,32 @@ class RecordExchanges:
         level = logging.DEBUG if exchange.status == 200 and scope["path"].startswith(_PROBED) else logging.INFO
         if _access.isEnabledFor(level):
             _access.log(level, "request", extra={"fields": _access_fields(exchange, scope, seconds)})
+
+
+class AnswerFailures:
+    """Makes a 500 of an exception that no handler knew: its stack trace goes to the log and the connection lives on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The bound of a shutdown was reached: say so to the caller rather than just hang up.
+            if not exchange.status:
+                ended = Unavailable("the server shut down before the answer was ready; send the request again")
+                await _problem(ended, exchange)(scope, receive, send)
+            raise
+        except Exception as error:
+            _errors.exception("request failed")
+            if exchange.status:  # half an answer is out: only hanging up tells the caller
+                raise
+            await _problem(error, exchange)(scope, receive, send)
 
 
 class AllowOrigins(CORSMiddleware):
@@ -176,12 +177,13 @@ class RequireKey:
 def _judge(scope: Scope, fitting: KeyRing, other: KeyRing, wanted: str) -> RequestError | None:
     exchange = exchange_of(scope)
     stranger = other.name_of(scope["headers"])
-    exchange.key = stranger or fitting.name_of(scope["headers"])
+    name = fitting.name_of(scope["headers"], unless_of=other)
+    exchange.key = name or stranger
+    if name is not None:
+        return None
     if stranger is not None:
         return Forbidden(f"the key that was sent is not for this; it takes {wanted}")
-    if exchange.key is None:
-        return Unauthorized(f"send {wanted} that is valid, as X-API-Key: KEY or Authorization: Bearer KEY")
-    return None
+    return Unauthorized(f"send {wanted} that is valid, as X-API-Key: KEY or Authorization: Bearer KEY")
 
 
 def _problem(error: Exception, exchange: Exchange) -> Response:

@@ -2,13 +2,15 @@
 
 Closing a connection with unread bytes resets it, and the reset can overtake the answer on its way (RFC 9112, 9.6);
 reading on for ever is what a flood wants. So everybody is answered at once. Where the body is small the connection is
-kept, and the protocol drops what still comes of it; where it is large or too slow the answer says `Connection: close`,
-and reading goes on for a bounded time and amount, so that the sender sees it.
+kept, and the protocol drops what still comes of it; where it is large or too slow, or the request is the connection's
+last, the answer says `Connection: close`, and reading goes on for a bounded time and amount, so that it can be seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,10 +43,11 @@ class FinishUnreadBodies:
         async def send_with_care(message: Message) -> None:
             nonlocal closing, lingering
             if message["type"] == "http.response.start" and body.has_more:
-                length, waits = _announced(scope)
-                small = length is not None and length <= bounds.keep_alive_bytes
+                headers = dict(scope["headers"])
                 # Whoever waits for permission sends no body now; one that was too slow is waited for no longer.
-                if waits or not small or message["status"] == 408:
+                waits = headers.get(b"expect", b"").lower() == b"100-continue" and not body.was_asked_for
+                small = _length(headers) <= bounds.keep_alive_bytes
+                if waits or not small or message["status"] == 408 or _is_last(scope):
                     closing, lingering = True, not waits
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             elif closing and lingering and not message.get("more_body", False):
@@ -63,8 +66,10 @@ class _Unread:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.has_more = True
+        self.was_asked_for = False  # whereupon uvicorn lets a sender that waits go on
 
     async def receive(self) -> Message:
+        self.was_asked_for = True
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self.has_more = False
@@ -81,11 +86,13 @@ class _Unread:
             return
 
 
-def _announced(scope: Scope) -> tuple[int | None, bool]:
-    """The body's length if the headers say it (0 without a body), and whether the sender waits for `100 Continue`."""
-    headers = dict(scope["headers"])
-    waits = headers.get(b"expect", b"").lower() == b"100-continue"
-    if b"transfer-encoding" in headers:
-        return None, waits
+def _length(headers: Mapping[bytes, bytes]) -> float:
+    """Of the body, if the headers say it; 0 without a body."""
     length = headers.get(b"content-length", b"0")
-    return (int(length) if length.isdigit() else None), waits
+    return int(length) if b"transfer-encoding" not in headers and length.isdigit() else math.inf
+
+
+def _is_last(scope: Scope) -> bool:
+    """Whether the connection ends with this request, as uvicorn sees it."""
+    options = b",".join(value for name, value in scope["headers"] if name == b"connection").lower().split(b",")
+    return scope["http_version"] != "1.1" or b"close" in map(bytes.strip, options)

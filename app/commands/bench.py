@@ -113,7 +113,9 @@ def _server(arguments: argparse.Namespace) -> Iterator[Target]:
     environment = {"HIERA_HOST": "127.0.0.1", "HIERA_PORT": str(port)}
     print("Starting a server for the run …", file=sys.stderr)
     with ServerProcess([sys.executable, "-m", "app.cli", "run"], port=port, environment=environment) as server:
-        yield parse_target(server.url)
+        target = parse_target(server.url)
+        _refuse_silence(target, arguments.api_key)  # its environment may have keys for it
+        yield target
 
 
 def _refuse_silence(target: Target, key: str | None) -> None:

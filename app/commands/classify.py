@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
 from app.api.results import image_result, video_result
 from app.commands.setting_flags import settings_from
 from app.core import create_core
-from app.errors import InvalidParameter, UnknownModel
+from app.errors import ChangeRefused, InvalidParameter, PackageError, UnknownModel
 from app.load.request import task_of
 from app.load.table import text_table
 from app.media.shared import SharedBytes
-from app.repository.manifest import read_manifest
-from app.repository.store import MANIFEST, discover, latest
+from app.repository.manifest import Manifest, read_manifest
+from app.repository.store import MANIFEST, PackagePath, discover
 from app.serving.registry import ModelRegistry
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.settings import Settings
@@ -86,14 +87,41 @@ def _name(settings: Settings, task: Task, options: ClassifyOptions) -> str | Non
 
 
 def _load(registry: ModelRegistry, packages: Path, task: Task, name: str | None) -> None:
-    """Load one model only: the one that was named, or the one that the server would take."""
-    if name is None:
-        manifests = [read_manifest(package.folder / MANIFEST) for package in latest(discover(packages))]
-        fitting = [manifest for manifest in manifests if manifest.task == task]
-        if not fitting:
+    """Load one model only: the one that was named, or the one that the server would take.
+
+    As in the server, a package that is refused gives way to a lower version; without a name to the next model, too.
+    """
+    fitting = [
+        manifest
+        for package in discover(packages)
+        if name in (None, package.name) and (manifest := _manifest(package)) is not None and manifest.task == task
+    ]
+    if not fitting:
+        if name is None:
             raise UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
-        name = min(fitting, key=lambda manifest: manifest.preference).name
-    registry.load(name)
+        registry.load(name)  # which says why not, or that it is for another task
+        return
+    fitting.sort(key=lambda manifest: (manifest.preference, -manifest.version))
+    for manifest in fitting[:-1]:
+        try:
+            registry.load(manifest.name, manifest.version)
+        except ChangeRefused as error:
+            _pass_over(error)
+        else:
+            return
+    registry.load(fitting[-1].name, fitting[-1].version)
+
+
+def _manifest(package: PackagePath) -> Manifest | None:
+    try:
+        return read_manifest(package.folder / MANIFEST)
+    except PackageError as error:
+        _pass_over(error)
+        return None
+
+
+def _pass_over(error: Exception) -> None:
+    print(f"hiera-serve: passed over: {error}", file=sys.stderr)
 
 
 def _read(file: Path) -> SharedBytes:

@@ -153,6 +153,7 @@ class Deployment:
         for rows, seconds in zip(model.curve.rows, model.curve.seconds, strict=True):
             self._observer.batch_cost(model.name, rows, seconds)
         self._announce()
+        self._observer.queue_rows(model.name, self.queue_rows)  # not what the version before had when it was withdrawn
 
     def withdraw(self) -> None:
         """Requests are led elsewhere from now on; telemetry is told, and nothing of this version after that."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from app.errors import ChangeRefused, HieraError, PackageError
+from app.errors import ChangeRefused, HieraError, PackageError, UnknownModel
 from app.repository.store import PackagePath, discover, fingerprint, removed
 from app.serving.changes import Action, Change, Order, Pending, Report, Standing, VersionOnDisk
 from app.serving.registry import ModelRegistry
@@ -35,22 +35,18 @@ class Rollout:
     def __init__(self, registry: ModelRegistry, root: Path) -> None:
         self._registry = registry
         self._root = root
-        self._turn = asyncio.Lock()
 
     async def administer(self, order: Order) -> Report:
-        """`perform` without blocking the event loop. A caller that leaves before its turn has changed nothing; later,
-        the change is carried through.
+        """`perform` without blocking the event loop. What was ordered is carried out even if its caller leaves.
 
         Raises:
             UnknownModel, ChangeRefused, Unavailable: see `perform`.
         """
-        if order.action == "survey":
-            return await _in_thread(lambda: self.perform(order))
-        async with self._turn:
-            return await _in_thread(lambda: self.perform(order))
+        return await _in_thread(lambda: self.perform(order))
 
     def perform(self, order: Order) -> Report:
-        """Do what is wanted; blocks until it is done and what was replaced is drained.
+        """Do what is wanted; blocks until it is done and what was replaced is drained. The registry makes one change at
+        a time, whoever wants it.
 
         Raises:
             UnknownModel: there is no such model, or no such version of it.
@@ -101,6 +97,8 @@ class Rollout:
             action: Action = "unload" if standing.pending == "unload" else "load"
             try:
                 changes.append(self._change(Order(action, order.by, standing.name, request_id=order.request_id)))
+            except UnknownModel:  # what was to be unloaded or loaded has gone since the survey
+                continue
             except ChangeRefused as error:
                 changes.append(Change(standing.name, "refused", served, reason=str(error)))
         return changes

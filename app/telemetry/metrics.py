@@ -90,7 +90,10 @@ class Metrics:
             "hiera_media_worker_restarts_total", "Media workers replaced.", ("reason",), registry=registry
         )
         self._model_ready = Gauge(
-            "hiera_model_ready", "1 if the model is proven and serves.", ("model", "version"), registry=registry
+            "hiera_model_ready",
+            "1 if the model is proven and serves, 0 if its engine is lost or its package was refused.",
+            ("model", "version"),
+            registry=registry,
         )
         self._engine_info = Gauge(
             "hiera_engine_info",

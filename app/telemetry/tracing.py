@@ -11,7 +11,6 @@ own variables: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -61,7 +60,9 @@ class Tracing:
         Args:
             endpoint: the collector's address, as `http://collector:4318`.
         """
-        resource = Resource.create({} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "hiera-serve"})
+        resource = Resource.create()  # the environment's
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
+            resource = resource.merge(Resource({"service.name": "hiera-serve"}))
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` does it, within bounds
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
         return cls(provider)

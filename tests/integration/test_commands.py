@@ -82,6 +82,28 @@ def test_a_real_package_answers_before_a_demo_one_and_a_random_one(tmp_path: Pat
     assert "b_demo" in named
 
 
+def test_classify_passes_over_packages_that_are_refused_as_the_server_does(tmp_path: Path) -> None:
+    repository = tmp_path / "repo"
+    good = write_colour_package(repository, "colours")
+    worse = write_colour_package(repository, "colours", version=2)
+    (worse / "model.onnx").write_bytes(b"x")
+    unread = repository / "zz_broken" / "1"
+    unread.mkdir(parents=True)
+    (unread / "model.json").write_text("no JSON")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(image_of(RED))
+    for more in ((), ("--model", "colours")):
+        done = hiera_serve("classify", photo, *more, model_repository=repository)
+        assert done.returncode == 0, done.stderr
+        assert "colours version 1" in done.stdout
+        assert "colours version 2 is refused" in done.stderr
+        assert ("zz_broken" in done.stderr) == (not more)
+    (good / "model.onnx").write_bytes(b"x")
+    done = hiera_serve("classify", photo, model_repository=repository)
+    assert done.returncode == 1
+    assert "changed after the build" in done.stderr.splitlines()[-1]
+
+
 def test_models_lists_the_folder_and_says_what_is_refused(colour_repository: Path, tmp_path: Path) -> None:
     done = hiera_serve("models", model_repository=colour_repository)
     assert done.returncode == 0

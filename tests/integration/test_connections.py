@@ -77,6 +77,45 @@ def test_a_sender_that_does_not_wait_still_gets_to_read_why_it_was_refused(serve
         assert (response.status, response.closed) == (413, True)
 
 
+@pytest.mark.parametrize("kept", [("HTTP/1.1", "Connection: close"), ("HTTP/1.0", "Connection: keep-alive")])
+def test_a_request_that_ends_its_connection_is_refused_where_its_sender_can_read_it(
+    server: RunningServer, kept: tuple[str, str]
+) -> None:
+    version, header = kept
+    head = post_head("/classify/image?top_k=x", "image/jpeg", "Content-Length: 1000000", header)
+    with connect(server.port) as connection:
+        connection.sendall(head.replace(b"HTTP/1.1", version.encode()))
+        time.sleep(0.1)
+        for _ in range(10):
+            connection.sendall(b"x" * 100_000)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (422, True)
+        assert connection.recv(1) == b""
+
+
+def test_a_sender_that_was_told_to_go_on_gets_to_read_why_it_is_refused(server: RunningServer) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+    length = f"Content-Length: {8_000_000 + len(part)}"
+    with connect(server.port) as connection:
+        connection.sendall(
+            post_head("/classify/image", "multipart/form-data; boundary=x", length, "Expect: 100-continue")
+        )
+        assert read_response(connection).status == 100
+        connection.sendall(part + b"x" * 8_000_000)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (400, True)
+
+
+def test_a_sender_whose_head_is_refused_gets_to_read_why(server: RunningServer) -> None:
+    with connect(server.port) as connection:
+        connection.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 8000000", "Host: other"))
+        time.sleep(0.1)
+        connection.sendall(b"x" * 8_000_000)
+        response = read_response(connection)
+        assert (response.status, response.closed) == (400, True)
+        assert connection.recv(1) == b""
+
+
 def test_after_a_small_refused_body_the_connection_lives_on(server: RunningServer) -> None:
     data = image_of(RED)
     good = post_head("/classify/image", "image/jpeg", f"Content-Length: {len(data)}") + data
@@ -245,6 +284,26 @@ def test_headers_that_are_too_large_are_refused(impatient: RunningServer) -> Non
             assert (response.status, response.closed) == (431, True)
 
 
+def test_a_large_header_behind_another_request_is_refused_too(impatient: RunningServer) -> None:
+    get = b"GET /health/live HTTP/1.1\r\nHost: test\r\n"
+    with connect(impatient.port) as connection:
+        connection.sendall(get + b"\r\n" + get + b"X: " + b"y" * 3000 + b"\r\n\r\n")
+        assert read_response(connection).status == 200
+        assert connection.recv(1) == b""
+
+
+def test_a_head_in_pieces_behind_a_large_body_is_no_large_header(impatient: RunningServer) -> None:
+    data = image_of(RED, (100, 100), "BMP")
+    head = post_head("/classify/image", "image/bmp", f"Content-Length: {len(data)}")
+    with connect(impatient.port) as connection:
+        for _ in range(2):
+            for piece in (head[:30], head[30:], data):
+                connection.sendall(piece)
+                time.sleep(0.1)
+            response = read_response(connection)
+            assert (response.status, response.closed) == (200, False)
+
+
 def test_a_large_body_beside_small_headers_is_no_large_header(impatient: RunningServer) -> None:
     data = image_of(RED, (700, 700), "BMP")
     response = httpx.post(f"{impatient.url}/classify/image", files={"file": data}, timeout=60)
@@ -290,6 +349,11 @@ def test_connections_beyond_the_bound_are_refused_but_health_is_answered(impatie
             assert response.headers["access-control-allow-origin"] == "https://app.example"
             assert (response.status, json.loads(response.body)["code"]) == (503, "too_many_connections")
             assert int(response.headers["retry-after"]) >= 1
+        with connect(impatient.port) as uploader:
+            uploader.sendall(post_head("/classify/image", "image/jpeg", "Content-Length: 8000000"))
+            time.sleep(0.1)
+            uploader.sendall(b"x" * 8_000_000)
+            assert read_response(uploader).status == 503
         with connect(impatient.port) as health:
             health.sendall(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")
             assert read_response(health).status == 200

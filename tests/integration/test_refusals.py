@@ -232,6 +232,14 @@ def test_a_deadline_that_passes_ends_the_request(client: httpx.Client) -> None:
     problem(response, 504, "deadline_exceeded")
 
 
+def test_a_key_that_fits_is_not_refused_for_what_stands_beside_it(start_server: Any) -> None:
+    running = start_server(api_keys="alice:secret").wait_until_ready()
+    headers = [("Authorization", "Bearer for-the-proxy"), ("X-API-Key", "secret")]
+    for sent in (headers, headers[::-1]):
+        assert httpx.get(f"{running.url}/models", headers=sent).status_code == 200
+    problem(httpx.get(f"{running.url}/models", headers=headers[:1]), 401, "unauthorized")
+
+
 def test_a_server_without_a_usable_package_is_not_ready_and_says_why(start_server: Any, tmp_path: Path) -> None:
     folder = write_colour_package(tmp_path, "spoilt")
     (folder / "model.onnx").write_bytes(b"other bytes")

@@ -149,3 +149,24 @@ def test_silence_counts_only_while_somebody_asks(told_s: float, killed: list[boo
         assert [worker.killed for worker in workers] == killed
 
     hosting(tmp_path, scene)
+
+
+def test_a_fault_of_the_hosts_own_tasks_ends_it_and_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            host = EngineHost(Settings(http_workers=2, model_repository=tmp_path), listener, lambda: None)
+            monkeypatch.setattr(host, "_look", fail)
+            monkeypatch.setattr(host, "_spawn", no_room)
+            async with asyncio.timeout(PATIENCE_S):
+                status = await host.run()
+            os.close(host._board)
+            return status
+
+    assert asyncio.run(scenario()) == 1
+    assert "a fault of the server's own ends it" in caplog.text
+    assert "can't start new thread" in caplog.text

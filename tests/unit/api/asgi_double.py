@@ -35,6 +35,7 @@ class Channel:
         self._left = asyncio.Event()
         self.scope: dict[str, Any] = {
             "type": "http",
+            "http_version": "1.1",
             "method": method,
             "path": "/",
             "query_string": b"",

@@ -86,6 +86,16 @@ def test_a_secret_of_both_rings_opens_neither() -> None:
         assert said(call("GET", path, "both", use=("alice:both",), admin=("op:both",))) == (403, "forbidden")
 
 
+def test_who_sends_a_key_of_each_ring_may_do_both() -> None:
+    rings = {"keys": KeyRing(["alice:use"]), "admin_keys": KeyRing(["op:root"])}
+    app = build(SteeredService(), administer=Office(Report()), **rings)  # type: ignore[arg-type]
+    for method, path in (("POST", "/classify/image"), ("GET", "/admin/models")):
+        for key, token in (("use", "root"), ("root", "use")):
+            headers = [("Authorization", f"Bearer {token}"), ("X-API-Key", key)]
+            for ordered in (headers, headers[::-1]):
+                assert ask(app, method, path, headers=ordered, content=b"x").status_code == 200
+
+
 def test_a_call_becomes_an_order_with_the_name_of_its_key() -> None:
     office = Office(Report((SWAPPED,)))
     for method, path in (

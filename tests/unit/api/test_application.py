@@ -206,6 +206,21 @@ def test_a_bug_in_a_plain_route_is_a_500_too(log: io.StringIO) -> None:
     assert "hunter2" in log.getvalue()
 
 
+def test_a_failure_before_the_body_was_read_lets_its_sender_read_why(log: io.StringIO) -> None:
+    class Failing(SteeredService):
+        def admit(self, task: Task, options: object, **what: object) -> SteeredTicket:
+            raise ValueError("hunter2")
+
+    async def scenario() -> Channel:
+        channel = Channel([b"x" * 500] * 4, {"content-type": "image/png", "transfer-encoding": "chunked"})
+        channel.scope |= {"path": "/classify/image", "raw_path": b"/classify/image", "root_path": ""}
+        await build(Failing())(channel.scope, channel.receive, channel.send)
+        return channel
+
+    channel = asyncio.run(scenario())
+    assert (channel.status, channel.headers[b"connection"], channel.taken) == (500, b"close", 4)
+
+
 def test_of_several_files_one_that_fails_inside_costs_the_others_nothing(log: io.StringIO) -> None:
     service = SteeredService(ANSWER, EngineError("inside"), BrokenMedia("cut off"), ANSWER)
     response = ask(build(service), "POST", "/classify/image", files=[("file", b"x")] * 4)

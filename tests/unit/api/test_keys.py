@@ -44,6 +44,19 @@ def test_a_key_is_known_by_its_name() -> None:
     assert keys.name_of([]) is None
 
 
+def test_a_key_is_found_among_secrets_for_others_and_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, others = KeyRing(["alice:aaa", "bob:bbb"]), KeyRing(["op:root", "both:bbb"])
+    foreign, own = (b"authorization", b"Bearer foreign"), (b"x-api-key", b"aaa")
+    for headers in ([foreign, own], [own, foreign], [own, (b"x-api-key", b"bbb")], [foreign, *[own] * 3]):
+        assert keys.name_of(headers) == "alice"
+    assert keys.name_of([foreign, (b"x-api-key", b"bbb")], unless_of=others) is None
+    assert keys.name_of([(b"x-api-key", b"bbb"), own], unless_of=others) == "alice"
+    compared: list[bytes] = []
+    monkeypatch.setattr(hmac, "compare_digest", lambda known, given: compared.append(given))
+    assert keys.name_of([(b"x-api-key", b"%d" % guess) for guess in range(1000)]) is None
+    assert len(compared) == 8 * 2
+
+
 @pytest.mark.parametrize("entry", ["", ":", "alice:", ":xyzzy", "alice:two words", "alice:xy\x00"])
 def test_an_entry_that_is_no_key_is_refused_without_showing_it(entry: str) -> None:
     with pytest.raises(ValueError, match="API key 1 is not of the form") as raised:

@@ -39,6 +39,7 @@ TABLE = [
     (errors.DeadlineExceeded("m"), 504, "deadline_exceeded"),
     (errors.EngineError("m"), 500, "internal_error"),
     (errors.EngineOutOfMemory("m"), 500, "internal_error"),
+    (errors.EngineLost("m"), 500, "internal_error"),
     (errors.PackageError("m"), 500, "internal_error"),
     (errors.EngineUnavailable("m"), 500, "internal_error"),
     (ValueError("m"), 500, "internal_error"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from asgi_double import Channel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -67,6 +68,25 @@ def test_a_sender_that_was_too_slow_is_told_to_hang_up() -> None:
 def test_a_sender_that_waits_for_permission_is_answered_at_once() -> None:
     channel = answer(refuse, Channel([b"x"], {"content-length": "50", "expect": "100-continue"}))
     assert channel.taken == 0
+    assert channel.headers[b"connection"] == b"close"
+
+
+def test_a_sender_that_was_given_permission_is_one_like_others() -> None:
+    async def refuse_midway(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await Response(b"no", 413)(scope, receive, send)
+
+    headers = {"content-length": "4000", "expect": "100-continue"}
+    assert answer(refuse_midway, Channel([b"x" * 400] * 10, headers)).taken == 4
+
+
+@pytest.mark.parametrize("ended_by", ["close", "Keep-Alive, Close", None])
+def test_of_the_last_request_of_a_connection_the_body_is_read_on(ended_by: str | None) -> None:
+    channel = Channel([b"a" * 50, b"b" * 50], {"content-length": "100", "connection": ended_by or "keep-alive"})
+    if ended_by is None:
+        channel.scope["http_version"] = "1.0"
+    answer(refuse, channel)
+    assert channel.taken == 2
     assert channel.headers[b"connection"] == b"close"
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import mmap
 import os
+import re
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import open_descriptors
 
+import app.api.uploads as uploads_module
 from app.api.body import Body, UploadPace
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
 from app.errors import HieraError, LimitExceeded, MalformedRequest, Overloaded
@@ -138,16 +140,48 @@ def test_a_key_that_stands_twice_is_refused_instead_of_the_last_one_taken(text: 
         receive([text.encode()], "application/json")
 
 
-def test_a_large_base64_string_is_decoded_beside_the_event_loop() -> None:
+def test_while_a_large_base64_string_is_decoded_others_get_their_turn() -> None:
     limits = UploadLimits(10_000_000, 10_000_000, 1)
-    data = os.urandom(2_000_000)
+    data = os.urandom(2_000_001)
     text = json.dumps({"images": [{"b64": base64.b64encode(data).decode()}]}).encode()
     channel = Channel([text], {"content-type": "application/json"})
     body = Body(channel.scope["headers"], channel.receive, PACE)
-    uploads = Uploads(limits)
-    asyncio.run(receive_files(body, envelope_of(body, "image", limits), uploads, time.monotonic() + 30))
+    turns = 0
+    pieces: list[tuple[int, int]] = []
+    uploads = Uploads(limits, on_bytes=lambda count: pieces.append((turns, count)))
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(others())
+        await receive_files(body, envelope_of(body, "image", limits), uploads, time.monotonic() + 30)
+        task.cancel()
+
+    asyncio.run(scenario())
     assert content(uploads.files[0]) == data
     uploads.close()
+    assert max(count for _, count in pieces) <= 200_000
+    assert len({turn for turn, _ in pieces}) == len(pieces) > 10
+
+
+_STANDARD_BASE64 = re.compile("([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")  # RFC 4648, section 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(["A", "/9", "=", "==", "QUJD", "QQ==", "QUI=", "-", "\n"]), max_size=12).map("".join))
+def test_base64_is_read_in_pieces_as_strictly_as_the_standard_has_it(text: str) -> None:
+    document = json.dumps({"images": [{"b64": text}]}).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uploads_module, "_BASE64_AT_ONCE", 8)
+        if _STANDARD_BASE64.fullmatch(text):
+            assert receive([document], "application/json") == [base64.b64decode(text)]
+        else:
+            with pytest.raises(MalformedRequest, match="not standard base64"):
+                receive([document], "application/json")
 
 
 def test_a_file_is_bounded_and_so_are_all_together_and_their_number() -> None:

@@ -577,6 +577,55 @@ def test_a_default_that_is_not_there_is_said_at_the_start_and_to_who_relies_on_i
         registry.get("image", "modle")
 
 
+def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, built = Gate(), 0
+
+    def create(*args: object) -> Engine:
+        nonlocal built
+        built += 1
+        engine = create_engine(*args)  # type: ignore[arg-type]
+        if built == 1:
+            inner = engine.run
+
+            def run(rows: np.ndarray) -> np.ndarray:
+                if serving.is_set():
+                    gate([])
+                return inner(rows)
+
+            monkeypatch.setattr(engine, "run", run)
+        return engine
+
+    serving = threading.Event()
+    monkeypatch.setattr(selection, "create_engine", create)
+    metrics = Metrics()
+    make_package("model", 1)
+    registry = make_registry(observer=metrics)
+    registry.load_all()
+    serving.set()
+    callers = [threading.Thread(target=answer, args=(registry,)) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+
+    def queue() -> float | None:
+        return metrics.registry.get_sample_value("hiera_queue_rows", {"model": "model"})
+
+    end = time.monotonic() + PATIENCE_S
+    while queue() != 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    assert queue() == 2
+    make_package("model", 2)
+    swap = threading.Thread(target=registry.load, args=("model",))
+    swap.start()
+    while status_of(registry, "model").version != 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    gate.open()
+    for thread in (*callers, swap):
+        thread.join(PATIENCE_S)
+    assert queue() == 0
+
+
 def test_a_failed_model_can_be_mended_and_loaded(make_package: MakePackage, make_registry: MakeRegistry) -> None:
     root = make_package("model", wrong_golden=True)
     registry = make_registry()

@@ -196,8 +196,9 @@ def test_reloads_at_the_same_time_do_not_trip_over_each_other(
         while "held" in office.served():
             await asyncio.sleep(0.001)
         reloads = [asyncio.create_task(administer(RELOAD)) for _ in range(2)]
-        while begun.count("gone") < 2:  # both have seen what is to be done, and neither has done it
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(PATIENCE_S):
+            while begun.count("gone") < 2:  # both have seen what is to be done, and neither has done it
+                await asyncio.sleep(0.001)
         held.release()
         await asyncio.gather(first, *reloads)
 

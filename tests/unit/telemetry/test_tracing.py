@@ -138,3 +138,25 @@ def test_a_collector_that_never_answers_is_not_waited_for_at_the_end() -> None:
         serve(tracing, TracedMetrics(tracing), scope_of("/classify/image"))
         tracing.close()
         assert "end-traces" in {thread.name for thread in threading.enumerate()}  # it still tries
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "hiera-serve"),
+        ({"OTEL_SERVICE_NAME": "photos"}, "photos"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=photos,team=a"}, "photos"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=a"}, "hiera-serve"),
+    ],
+)
+def test_the_service_is_called_as_the_environment_says(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    tracing = Tracing.to_otlp(collector.endpoint)
+    serve(tracing, TracedMetrics(tracing), scope_of("/classify/image"))
+    tracing.close()
+    assert collector.service == name

@@ -26,6 +26,22 @@ _CONNECTIONS = 256
 _KEPT_UP = 0.9
 
 
+def kept_up(run: Summary) -> bool:
+    """Whether what was due was answered in time: chance draws more or fewer arrivals than the rate says."""
+    return run.throughput_per_s * run.seconds >= _KEPT_UP * run.answers
+
+
+def table(measured: dict[str, list[Summary]]) -> str:
+    """A row for each server and rate, also where nothing was answered."""
+    rows = []
+    for name, runs in measured.items():
+        for run in runs:
+            latencies = (f"{run.latency_ms.p50:.1f}", f"{run.latency_ms.p99:.1f}") if run.latency_ms else ("-", "-")
+            errors = str(sum(run.errors.values()))
+            rows.append((name, f"{run.offered_per_s:g}", f"{run.throughput_per_s:.0f}", *latencies, errors))
+    return text_table(("server", "offered/s", "answered/s", "p50 ms", "p99 ms", "errors"), rows)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,16 +66,11 @@ def main() -> None:
                     plan = Plan(target, (request,), _CONNECTIONS, arguments.seconds, rate_per_s=rate, timeout_s=10.0)
                     with ProgressBar(f"{contender.name:<14} {rate:>5g} requests/s") as bar:
                         runs.append(summarise(plan, run_isolated(plan, bar.show)))
-                    if runs[-1].throughput_per_s < _KEPT_UP * rate:
+                    if not kept_up(runs[-1]):
                         break
         except (HieraError, OSError) as error:
             print(f"{contender.name}: {error}")
-    rows = [
-        (name, f"{run.offered_per_s:g}", f"{run.throughput_per_s:.0f}", f"{run.latency_ms.p50:.1f}",
-         f"{run.latency_ms.p99:.1f}", str(sum(run.errors.values())))
-        for name, runs in measured.items() for run in runs if run.latency_ms
-    ]  # fmt: skip
-    print(text_table(("server", "offered/s", "answered/s", "p50 ms", "p99 ms", "errors"), rows))
+    print(table(measured))
     method = {"photo": arguments.photo.name, "seconds": arguments.seconds, "connections": _CONNECTIONS}
     write_results(arguments.output, "rates", method, {k: [asdict(run) for run in runs] for k, runs in measured.items()})
 

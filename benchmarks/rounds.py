@@ -97,8 +97,15 @@ def p50s_ms(measured: Measured, connections: int) -> list[float | None]:
 
 
 def ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
-    """Ours over theirs, within each round in which both answered."""
+    """Ours over theirs, within each round in which they answered. We may have answered nothing, which is a ratio of 0;
+    that they did is no win of ours."""
     return [a / b for a, b in zip(ours, theirs, strict=False) if a is not None and b]
+
+
+def _compared(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
+    """Their ratios; says so if a round has none."""
+    within = ratios(ours, theirs)
+    return spread(within) + (f", {len(within)} of {len(theirs)} rounds" if len(within) < len(theirs) else "")
 
 
 def print_comparison(measured: dict[str, Measured], reference: str, loads: Sequence[Load]) -> None:
@@ -108,7 +115,7 @@ def print_comparison(measured: dict[str, Measured], reference: str, loads: Seque
         n = load.connections
         rows = []
         for each in measured.values():
-            runs = [run for run in each.runs.get(n, []) if run and run.latency_ms]
+            runs = [run for run in each.runs.get(n, []) if run]
             latencies = [run.latency_ms for run in runs if run.latency_ms]
             rows.append(
                 (
@@ -116,8 +123,8 @@ def print_comparison(measured: dict[str, Measured], reference: str, loads: Seque
                     f"{median([run.throughput_per_s for run in runs]):.1f}",
                     f"{median([latency.p50 for latency in latencies]):.2f}",
                     f"{median([latency.p99 for latency in latencies]):.2f}",
-                    spread(ratios(throughputs(ours, n), throughputs(each, n))),
-                    spread(ratios(p50s_ms(ours, n), p50s_ms(each, n))),
+                    _compared(throughputs(ours, n), throughputs(each, n)),
+                    _compared(p50s_ms(ours, n), p50s_ms(each, n)),
                     f"{median(each.ready_s):.1f}",
                     str(sum(sum(run.errors.values()) for run in runs)),
                 )

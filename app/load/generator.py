@@ -38,8 +38,8 @@ class Plan:
     """What to send. Bounded in time and in count, always.
 
     `requests` are sent in turn. `rate_per_s` makes it an open loop, with at most `connections` at once; without it the
-    loop is closed over just so many. What is sent in the first `warmup_s` counts neither in the samples nor in
-    `max_requests`.
+    loop is closed over just so many. The first `warmup_s` count neither in the samples nor in `max_requests`: a sample
+    of an open loop belongs to the time when it was due, one of a closed loop to that when it was answered.
     `timeout_s` bounds connecting and each answer; an open loop sends nothing later than that after its end.
     """
 
@@ -95,7 +95,7 @@ class _Run:
         self.plan = plan
         self.samples = Samples()
         self.sent = 0
-        self.counted = 0  # of them, after the warm-up
+        self.counted = 0  # of them, due after the warm-up
         self.started_s = time.perf_counter()
         self.measured_from_s = self.started_s + plan.warmup_s
         self.until_s = self.measured_from_s + plan.seconds
@@ -106,10 +106,10 @@ class _Run:
     def is_over(self) -> bool:
         return time.perf_counter() >= self.until_s or self.counted >= self.plan.max_requests
 
-    def next_request(self) -> bytes:
+    def next_request(self, due_s: float) -> bytes:
         request = self.plan.requests[self.sent % len(self.plan.requests)]
         self.sent += 1
-        if time.perf_counter() >= self.measured_from_s:
+        if due_s >= self.measured_from_s:
             self.counted += 1
         return request
 
@@ -134,7 +134,9 @@ class _Run:
         return fresh
 
     def record(self, answer: Answer, due_s: float) -> None:
-        if answer.finished_s >= self.measured_from_s:
+        # What an open loop owes from its warm-up would add answers and their long waits to the time that is measured.
+        belongs_to_s = answer.finished_s if self.plan.rate_per_s is None else due_s
+        if belongs_to_s >= self.measured_from_s:
             self.samples.add(answer, due_s, self.measured_from_s)
 
     def record_unsent(self, status: int, due_s: float) -> None:
@@ -145,8 +147,8 @@ async def _caller(run: _Run) -> None:
     """One of a closed loop's callers."""
     connection: Connection | None = None
     while not run.is_over:
-        request = run.next_request()
         due_s = time.perf_counter()
+        request = run.next_request(due_s)
         connection = await run.connection(connection, due_s)
         if connection is None:
             continue
@@ -166,7 +168,7 @@ async def _open_caller(run: _Run, due: asyncio.Queue[float | None]) -> None:
         if time.perf_counter() > run.until_s + run.plan.timeout_s:
             run.record_unsent(TIMED_OUT, due_s)  # else a server that is behind has the run go on until it has caught up
             continue
-        request = run.next_request()
+        request = run.next_request(due_s)
         connection = await run.connection(connection, due_s)
         if connection is not None:
             run.record(await connection.exchange(request), due_s)
@@ -226,8 +228,9 @@ async def generate(plan: Plan, progress: Progress | None = None) -> Samples:
             await watcher
         for connection in run.connections:
             connection.abandon(LOST)
-    now_s = time.perf_counter()
-    run.samples.seconds = max(1e-9, min(now_s, run.until_s) - run.measured_from_s)
+    # Only the limit of requests ends a run early: an open loop's last answer may come before its end.
+    ended_s = min(time.perf_counter(), run.until_s) if run.counted >= plan.max_requests else run.until_s
+    run.samples.seconds = max(1e-9, ended_s - run.measured_from_s)
     run.samples.generator_cpu_s = time.process_time() - cpu_s
     return run.samples
 

@@ -59,12 +59,12 @@ def main() -> None:
     """Measure and print."""
     arguments = _arguments()
     client_cores, server_cores = arguments.client_cores, arguments.server_cores
+    all_cores = os.sched_getaffinity(0)
     if server_cores:
         os.sched_setaffinity(0, server_cores)
     server = own_server(_repository(arguments), arguments)
     with server:
-        if client_cores:
-            os.sched_setaffinity(0, client_cores)
+        os.sched_setaffinity(0, client_cores or all_cores)  # the server, and what it starts, keep theirs
         target = parse_target(server.url)
         scene = set_scene(target, arguments)
 

@@ -3,7 +3,7 @@
 #
 #   PYTHON   the interpreter with what the server and the tests need
 #
-# Exit status: 0 passed, 3 there is no browser and none can be had here, else failed.
+# Exit status: 0 passed, 77 there is no browser and none can be had here, else failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -20,6 +20,6 @@ have_browser || {
 }
 have_browser || {
     printf '\n** THE PAGE WAS NOT TESTED: there is no /usr/bin/chromium with /usr/bin/chromedriver, and none can be had here **\n' >&2
-    exit 3
+    exit 77
 }
 "$PYTHON" -m pytest --quiet "$@" tests/browser/check_docs_page.py

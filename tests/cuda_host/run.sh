@@ -4,7 +4,7 @@
 #
 #   PYTHON   the interpreter with what the server, the exporter and the tests need
 #
-# Exit status: 0 passed, 3 there is no compiler or no wheel to be had here, else failed.
+# Exit status: 0 passed, 77 there is no compiler or no wheel to be had here, else failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -12,7 +12,7 @@ FOLDER=$PWD/.cache/cuda-host
 
 cannot() {
     printf '\n** ONNX RUNTIME ON CUDA WAS NOT TESTED: %s **\n' "$1" >&2
-    exit 3
+    exit 77
 }
 locked() { sed -n "s/^$1==\([^ ]*\).*/\1/p" requirements/gpu.lock; }
 

@@ -3,14 +3,14 @@
 #
 # Where an engine answers, it is used. Where none does, one is started from Debian's docker.io package (as root), with its
 # data, socket and process id in a folder of its own. Where no image registry can be reached, debootstrap makes the base
-# image. What cannot be had ends the run with status 3: that is the machine's doing, not the project's.
+# image. What cannot be had ends the run with status 77: that is the machine's doing, not the project's.
 export DOCKER_BUILDKIT=1
 
 no_engine() {
     local line="******************************************************************************"
     printf '%s\n' "" "$line" "** THE DOCKER TESTS DID NOT RUN: $1" \
         "** docker-compose.yml was not started and nothing about it was proven here." "$line" >&2
-    exit 3
+    exit 77
 }
 
 say() { printf '\n== %s\n' "$*"; }

@@ -6,7 +6,7 @@
 #   DOCKER_TEST_ROOT   keeps the engine's images there for the next run; by default they go with the engine
 #   DOCKER_TEST_GPU    not empty: builds and tests the GPU server's image too, which fetches 1.6 GB
 #
-# Exit status: 0 passed, 3 no engine or no package index can be had here, else failed.
+# Exit status: 0 passed, 77 no engine or no package index can be had here, else failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}

@@ -135,10 +135,11 @@ class Instance:
             logger.exception("the engine thread of %s died", self._model)
             self.failure = f"{type(error).__name__}: {error}"
         finally:
-            self.busy = None
             self._stopping = True
             self._source.close(EngineError("the engine stopped"))
+            self.busy = Busy(self._clock(), 1)  # what hung or failed may hang here, too
             self._engine.close()
+            self.busy = None
 
     def _run(self, batch: GatheredBatch) -> int:
         """Run a batch, by halves where it fails; how many rows were answered."""

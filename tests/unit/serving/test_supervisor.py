@@ -308,6 +308,22 @@ def test_a_lost_device_is_not_tried_again_and_a_failed_build_is(open_house: Open
     assert seen == [(2, False), (3, True), (3, True), (3, True)]
 
 
+def test_an_engine_that_failed_and_then_hangs_while_it_is_closed_is_replaced(
+    open_house: OpenHouse, gates: list[Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = FakeEngine(die)
+    monkeypatch.setattr(failed, "close", lambda: gates[0]([]))
+    house = open_house(failed, FakeEngine())
+    assert isinstance(house.submit(1).error(), EngineError)
+    gates[0].wait_entered()
+    house.pass_time(4.9)
+    assert house.keeper.reason is None
+    house.pass_time(0.2)
+    assert house.keeper.reason is not None
+    house.pass_time(1.1)
+    assert classes_of(house.submit(2).inference()) == [2]
+
+
 def test_nothing_is_rebuilt_after_the_end(open_house: OpenHouse) -> None:
     house = open_house(FakeEngine())
     house.keeper.stop()

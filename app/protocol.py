@@ -113,9 +113,15 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
             self._reading_head = True
             super().on_message_begin()
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._reading_head:  # a trailer is no header (RFC 9110, 6.5.1): it comes past what proxies check and set
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
             if self._offers_upgrade():
                 return
+            if self.parser.get_http_version() != "1.1":
+                self.expect_100_continue = False  # RFC 9110, 10.1.1
             self._surplus = self._surplus and self._are_all_taken()
             # Not by the bytes that were read: reads bring more than a head, and begin within the request before.
             if self._head_size() > limits.max_header_bytes:

@@ -40,6 +40,7 @@ class Body:
         self.content_length = _content_length(headers)
         self.content_type = _single(headers, b"content-type").decode("latin-1")
         self.encoding = _single(headers, b"content-encoding").decode("latin-1").strip().lower()
+        self.transfer_encoding = _single(headers, b"transfer-encoding").decode("latin-1").strip().lower()
         self.received = 0
         self.complete = False
         self._deadline_is_next = False

@@ -95,7 +95,10 @@ def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:
         if body.content_length is None:
             ticket.grow(body_bytes=count)
 
-    return Uploads(limits, another_file, more_bytes)
+    def copied(count: int) -> None:
+        ticket.grow(body_bytes=count)
+
+    return Uploads(limits, another_file, more_bytes, copied)
 
 
 async def _classify_each(

@@ -91,11 +91,11 @@ class AnswerFailures:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            # The bound of a shutdown was reached: say so to the caller rather than just hang up.
-            if not exchange.status:
-                ended = Unavailable("the server shut down before the answer was ready; send the request again")
-                await _problem(ended, exchange)(scope, receive, send)
-            raise
+            if exchange.status:
+                raise
+            # The bound of a shutdown was reached: say so to the caller rather than just hang up. With that it is done.
+            ended = Unavailable("the server shut down before the answer was ready; send the request again")
+            await _problem(ended, exchange)(scope, receive, send)
         except Exception as error:
             _errors.exception("request failed")
             if exchange.status:  # half an answer is out: only hanging up tells the caller

@@ -45,7 +45,7 @@ class FinishUnreadBodies:
             if message["type"] == "http.response.start" and body.has_more:
                 headers = dict(scope["headers"])
                 # Whoever waits for permission sends no body now; one that was too slow is waited for no longer.
-                waits = headers.get(b"expect", b"").lower() == b"100-continue" and not body.was_asked_for
+                waits = not body.was_asked_for and _waits_for_permission(scope, headers)
                 small = _length(headers) <= bounds.keep_alive_bytes
                 if waits or not small or message["status"] == 408 or _is_last(scope):
                     closing, lingering = True, not waits
@@ -90,6 +90,10 @@ def _length(headers: Mapping[bytes, bytes]) -> float:
     """Of the body, if the headers say it; 0 without a body."""
     length = headers.get(b"content-length", b"0")
     return int(length) if b"transfer-encoding" not in headers and length.isdigit() else math.inf
+
+
+def _waits_for_permission(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    return scope["http_version"] == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue"
 
 
 def _is_last(scope: Scope) -> bool:

@@ -51,6 +51,7 @@ class Uploads:
         limits: what may come.
         on_file, on_bytes: told of every file after the first, and of every chunk, before memory is taken for it; what
             they raise refuses the request.
+        on_copy: likewise, of bytes that are about to be held a second time.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Uploads:
         limits: UploadLimits,
         on_file: Callable[[], object] = lambda: None,
         on_bytes: Callable[[int], object] = lambda count: None,
+        on_copy: Callable[[int], object] = lambda count: None,
     ) -> None:
         self.files: list[SharedBytes] = []
         self._limits = limits
         self._on_file = on_file
-        self._on_bytes = on_bytes
+        self.on_bytes = on_bytes
+        self.on_copy = on_copy
 
     @property
     def max_files(self) -> int:
@@ -82,7 +85,7 @@ class Uploads:
         file = self.files[-1]
         if file.size + len(chunk) > self._limits.max_file_bytes:
             raise LimitExceeded(f"a file is larger than the {self._limits.max_file_bytes:,} bytes that are accepted")
-        self._on_bytes(len(chunk))
+        self.on_bytes(len(chunk))
         file.write(chunk)
 
     def close(self) -> None:
@@ -107,7 +110,7 @@ def envelope_of(body: Body, task: Task, limits: UploadLimits) -> Envelope:
         UnsupportedMedia: a content type or encoding that this route does not take.
         LimitExceeded: Content-Length says that the body is too large.
     """
-    if body.encoding not in _IDENTITY:
+    if body.encoding not in _IDENTITY or body.transfer_encoding not in ("", "chunked"):
         raise UnsupportedMedia("compressed bodies are not read; send the file as it is, without Content-Encoding")
     if len(body.content_type) > _MAX_CONTENT_TYPE_BYTES:
         raise MalformedRequest(f"the Content-Type header is longer than {_MAX_CONTENT_TYPE_BYTES:,} bytes")
@@ -140,7 +143,7 @@ async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadli
         await body.read(_feeder(envelope.boundary, parts), max_bytes=envelope.max_body_bytes, deadline=deadline)
         parts.check_complete()
     elif envelope.kind == "json":
-        document = _JsonText(uploads.max_files)
+        document = _JsonText(uploads)
         await body.read(document.feed, max_bytes=envelope.max_body_bytes, deadline=deadline)
         await _read_json(document, uploads)
     else:
@@ -226,31 +229,35 @@ class _JsonText:
     """Collects a body of JSON, and refuses one with more structure than its images need: `[[],[],…]` takes thirty times
     its bytes when it is parsed, and base64 has none of these letters."""
 
-    def __init__(self, max_files: int) -> None:
+    def __init__(self, uploads: Uploads) -> None:
         self.text = bytearray()
         self.marks = 0
-        self._most_marks = 2 * max_files + _SPARE_MARKS
+        self._on_bytes = uploads.on_bytes
+        self._most_marks = 2 * uploads.max_files + _SPARE_MARKS
 
     def feed(self, chunk: bytes) -> None:
         self.marks += chunk.count(b"[") + chunk.count(b"{") + chunk.count(b",")
         if self.marks > self._most_marks:
             raise MalformedRequest(_JSON_FORM)
+        self._on_bytes(len(chunk))
         self.text += chunk
 
 
 async def _read_json(body: _JsonText, uploads: Uploads) -> None:
     """Read `{"images": [{"b64": …}, …]}`, strictly."""
+    uploads.on_copy(len(body.text))
     try:
         document = from_json(body.text, allow_inf_nan=False)
     except ValueError as error:
         raise MalformedRequest("the body is not valid JSON") from error
+    body.text.clear()
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
         raise MalformedRequest(_JSON_FORM)
     for image in document["images"]:
         if not isinstance(image, dict) or set(image) != {"b64"} or not isinstance(image["b64"], str):
             raise MalformedRequest(_JSON_FORM)
         uploads.begin()
-        for data in _from_base64(image["b64"]):
+        for data in _from_base64(image.pop("b64")):
             uploads.write(data)
             await asyncio.sleep(0)  # the others' turn; a thread would not let them have it, as decoding holds the GIL
     if not document["images"]:

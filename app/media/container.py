@@ -68,7 +68,7 @@ class VideoFile:
         """The packets of the stream from where the container stands; ends where the file ends or breaks off."""
         try:
             for packet in self.container.demux(self.stream):
-                if packet.size > 0:
+                if packet.size > 0 and not packet.is_corrupt:  # the file may end in the middle of the last one
                     yield packet
         except av.FFmpegError as error:
             reraise_if_out_of_memory(error)
@@ -161,6 +161,10 @@ class VideoFile:
             len(self._data),
             len(self._data) - 1,  # padded
         )
+
+    def is_whole_gif(self) -> bool:
+        """Whether this is a GIF that ends as one should."""
+        return self.format == "gif" and self._data[-1:] == b";"
 
     def _complaint(self) -> str:
         if self.format in ("mp4", "mov"):

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from app.errors import BrokenMedia
+from app.errors import BrokenMedia, UnsupportedMedia
 from app.media.container import VideoFile
 from app.media.limits import MediaLimits
 
@@ -35,6 +35,7 @@ class Timeline:
         shown: int64 [<= packets]; `times` in order, without what an edit list hides.
         frames, fps, duration_s: number of frames, mean rate and length, by the time stamps.
         seen_s: length up to where the file breaks off; `duration_s` if it does not.
+        whole: the file ends as one should, so that what is missing was never told apart.
     """
 
     times: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Timeline:
     fps: float
     duration_s: float
     seen_s: float
+    whole: bool = False
 
     @property
     def tolerance(self) -> int:
@@ -57,9 +59,12 @@ class Timeline:
 
         Raises:
             BrokenMedia: the file breaks off before it.
+        UnsupportedMedia: the file is all there, and its frames cannot be told apart.
         """
         wanted_s = (frame + 0.5) / self.fps
         if wanted_s > self.seen_s + self.tolerance * self.time_base:
+            if self.whole:
+                raise UnsupportedMedia("the animation's frames have no timing, which is not read; send it as MP4")
             raise BrokenMedia(
                 f"the video breaks off after {self.seen_s:.1f} of {self.duration_s:.1f} s: the upload may be incomplete"
             )
@@ -116,6 +121,7 @@ def read_timeline(file: VideoFile, limits: MediaLimits) -> Timeline:
         fps=timeline.fps,
         duration_s=timeline.duration_s,
         seen_s=timeline.seen_s,
+        whole=file.is_whole_gif(),
     )
 
 

@@ -100,7 +100,6 @@ class ModelCatalog:
                 lacks = dict.fromkeys(entry.no_engine for entry in self._entries.values() if entry.no_engine)
                 return "no model could be loaded" + (f": {'; '.join(lacks)}" if lacks else "")
             lost = [each.model.name for each in ready if each.unready_reason is not None]
-            # Why is in the list of models, and not for everybody who may ask whether the server is ready.
             return f"the engine of {', '.join(lost)} is being rebuilt" if lost else None
 
     def hopeless_reason(self) -> str | None:
@@ -137,7 +136,7 @@ def _status(name: str, entry: Entry, default: bool) -> ModelStatus:
     deployment = entry.deployment
     reason = entry.reason
     if deployment is not None and deployment.unready_reason is not None:
-        reason = deployment.unready_reason
+        reason = "its engine is being rebuilt; the server's log says why"
     return ModelStatus(
         name=name,
         version=entry.version,

@@ -199,7 +199,10 @@ class ModelRegistry(ModelCatalog):
 
     def _find(self, name: str, version: int | None) -> PackagePath:
         self._check_open()
-        found = [path for path in discover(self._root) if path.name == name]
+        try:
+            found = [path for path in discover(self._root) if path.name == name]
+        except PackageError as error:
+            raise ChangeRefused(str(error)) from error
         if not found:
             raise UnknownModel(f"the repository has no model named {name}")
         if version is None:
@@ -224,7 +227,7 @@ class ModelRegistry(ModelCatalog):
             except Exception as error:
                 expected = isinstance(error, HieraError)
                 logger.error("%s version %d is not served: %s", path.name, path.version, error, exc_info=not expected)
-                refusal = refusal or f"version {path.version} was refused: {_reason(error)}"
+                refusal = refusal or f"version {path.version} was refused: {_for_strangers(error, self._root)}"
             else:
                 break
         with self._lock:
@@ -259,7 +262,7 @@ class ModelRegistry(ModelCatalog):
             deployment = self._deploy(package)
         except Exception as error:
             with self._lock:
-                entry.reason = f"version {path.version} was refused: {_reason(error)}"
+                entry.reason = f"version {path.version} was refused: {_for_strangers(error, self._root)}"
                 if entry.deployment is None:
                     entry.version, entry.state = path.version, "failed"
                     entry.no_engine = str(error) if isinstance(error, EngineUnavailable) else None
@@ -297,3 +300,10 @@ class ModelRegistry(ModelCatalog):
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, HieraError) else f"{type(error).__name__}: {error}"
+
+
+def _for_strangers(error: Exception, root: Path) -> str:
+    """What the list of models may say: nothing of a library's own, and no path but those within the repository."""
+    if not isinstance(error, PackageError | EngineUnavailable):
+        return "its engine failed; the server's log says how"
+    return str(error).replace(f"{root}/", "").replace(f"{root.resolve()}/", "")

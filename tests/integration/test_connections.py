@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from colours import GREEN, RED, image_of
+from colours import GREEN, RED, image_of, write_colour_package
 from raw_http import connect, is_closed, post_head, read_response
 from running_server import RunningServer
+
+StartServer = Callable[..., RunningServer]
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +329,64 @@ def test_a_body_that_stops_after_its_answer_holds_no_connection(impatient: Runni
         read_response(connection)
         connection.sendall(b"a")
         assert is_closed(connection)
+
+
+def test_trailers_are_no_headers(start_server: StartServer, tmp_path: Path) -> None:
+    write_colour_package(tmp_path, "colours")
+    running = start_server(tmp_path, api_keys="alice:secret").wait_until_ready()
+    photo = image_of(RED)
+    chunked = (b"%x\r\n" % len(photo)) + photo + b"\r\n0\r\n"
+    with connect(running.port) as connection:
+        head = post_head("/classify/image", "image/jpeg", "Transfer-Encoding: chunked")
+        connection.sendall(head + chunked + b"X-API-Key: secret\r\n\r\n")
+        assert read_response(connection).status == 401
+    with connect(running.port) as connection:
+        head = post_head("/classify/image", "image/jpeg", "Transfer-Encoding: chunked", "X-API-Key: secret")
+        trailers = b"X-Request-ID: evil\r\nContent-Encoding: gzip\r\nContent-Type: text/plain\r\n\r\n"
+        connection.sendall(head + chunked + trailers)
+        response = read_response(connection)
+    assert response.status == 200, response.body
+    assert response.headers["x-request-id"] != "evil"
+
+
+def test_only_http_1_1_is_told_to_go_on(server: RunningServer) -> None:
+    photo = image_of(RED)
+    headers = f"Content-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\nExpect: 100-continue\r\n\r\n"
+    for version, first in (("1.1", 100), ("1.0", 200)):
+        with connect(server.port) as connection:
+            connection.sendall(f"POST /classify/image HTTP/{version}\r\nHost: test\r\n{headers}".encode())
+            if first == 100:
+                assert read_response(connection).status == 100
+            connection.sendall(photo)
+            assert read_response(connection).status == 200
+
+
+def test_chunks_of_a_coded_body_are_not_taken_for_the_file(server: RunningServer) -> None:
+    with connect(server.port) as connection:
+        head = post_head("/classify/image", "image/jpeg", "Transfer-Encoding: gzip, chunked")
+        photo = image_of(RED)
+        connection.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(photo), photo))
+        assert read_response(connection).status == 415
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_json_is_counted_as_it_comes_and_as_it_is_parsed(
+    start_server: StartServer, tmp_path: Path, announced: bool
+) -> None:
+    write_colour_package(tmp_path, "colours")
+    running = start_server(tmp_path, max_in_flight_bytes=2_000_000).wait_until_ready()
+    text = b'{"images":[{"b64":"' + b"A" * 1_200_000 + b'"}]}'  # once there is room for it
+    with connect(running.port) as connection:
+        if announced:
+            head = post_head("/classify/image", "application/json", f"Content-Length: {len(text)}")
+            connection.sendall(head + text)
+        else:
+            head = post_head("/classify/image", "application/json", "Transfer-Encoding: chunked")
+            connection.sendall(head + b"%x\r\n%b\r\n" % (len(text), text) + b"%x\r\n%b\r\n" % (len(text), text))
+        response = read_response(connection)
+    assert response.status == 429, response.body
+    assert b"overloaded" in response.body
+    assert b"hiera_in_flight_bytes 0.0" in httpx.get(f"{running.url}/metrics").content
 
 
 def test_an_idle_connection_is_closed_after_its_time(impatient: RunningServer) -> None:

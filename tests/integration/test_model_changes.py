@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -102,6 +102,21 @@ def test_a_bad_package_is_refused_and_the_old_one_serves_on(site: Site) -> None:
     assert httpx.get(f"{site.server.url}/health/ready").status_code == 200
     reason = httpx.get(f"{site.server.url}/models/colours", headers=USE).json()["reason"]
     assert "version 2 was refused" in reason
+
+
+def test_strangers_read_why_a_package_was_refused_and_nothing_of_where_it_lies(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    write_colour_package(tmp_path, "good")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    running = start_server(tmp_path, admin_keys="op:admin-secret").wait_until_ready()
+    [broken] = [each for each in httpx.get(f"{running.url}/models").json()["models"] if each["name"] == "broken"]
+    assert "broken/1/model.json: cannot be read" in broken["reason"]
+    assert str(tmp_path) not in broken["reason"]
+    tmp_path.rename(tmp_path.with_name("gone"))
+    refused = httpx.put(f"{running.url}/admin/models/good", headers={"X-API-Key": "admin-secret"})
+    assert refused.status_code == 409
+    assert "Traceback" not in running.log
 
 
 def test_a_reload_makes_the_server_like_the_disk(site: Site) -> None:

@@ -93,6 +93,7 @@ def test_a_further_signal_drops_what_is_not_finished(start_server: StartServer) 
         running.wait_for("dropped")
         assert read_response(connection).status == 503
     assert running.process.wait(20) == 0
+    assert "Traceback" not in running.log
 
 
 def test_a_drain_ends_within_its_bound(start_server: StartServer) -> None:

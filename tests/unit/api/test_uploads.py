@@ -164,6 +164,7 @@ def test_while_a_large_base64_string_is_decoded_others_get_their_turn() -> None:
     asyncio.run(scenario())
     assert content(uploads.files[0]) == data
     uploads.close()
+    del pieces[0]  # the body itself
     assert max(count for _, count in pieces) <= 200_000
     assert len({turn for turn, _ in pieces}) == len(pieces) > 10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from clips import Clip, indexed_first, read_number, write
 from numpy.typing import NDArray
-from pictures import encode
+from pictures import encode, noise
 from PIL import Image
 
 from app.errors import BrokenMedia, LimitExceeded, UnsupportedMedia
@@ -226,3 +227,24 @@ def test_a_header_that_hides_the_size_of_the_frames_gains_nothing() -> None:
 def test_more_crops_than_the_protocol_knows_are_a_programming_error() -> None:
     with pytest.raises(ValueError, match="crops 1 or 3"):
         decode(write(Clip(frames=2)), crops=2)
+
+
+def test_an_animation_without_timing_is_whole_and_not_read() -> None:
+    pictures = [noise(40, 30, number) for number in range(30)]
+    data = encode(pictures[0], "GIF", save_all=True, append_images=pictures[1:])
+    # Without these blocks, which not all programs write, libav takes all that lies between two of them for one frame.
+    data = re.sub(rb"\x21\xf9\x04....\x00", b"", data, flags=re.DOTALL)
+    with pytest.raises(UnsupportedMedia, match="no timing"):
+        decode(data)
+    with pytest.raises(BrokenMedia):
+        decode(data[: len(data) // 2])
+
+
+def test_a_video_that_ends_inside_its_last_key_frame_is_served_up_to_there() -> None:
+    fragments = {"movflags": "frag_keyframe+empty_moov"}
+    data = write(Clip(frames=100, gop=10, max_b_frames=0, options={"sc_threshold": "0"}, container_options=fragments))
+    cut = data[: data.rindex(b"mdat") + 60]  # what a recorder leaves that crashes
+    out = np.zeros((3, 16, 160, 160, 3), np.uint8)
+    info = decode_video(cut, dataclasses.replace(SPEC, stride=1), MediaLimits(), out, clips=3)
+    assert info.frames == 90
+    assert read_number(out[2, -1]) == 89

@@ -605,7 +605,9 @@ def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
     registry.load_all()
     serving.set()
     callers = [threading.Thread(target=answer, args=(registry,)) for _ in range(3)]
-    for caller in callers:
+    callers[0].start()
+    gate.wait_entered()  # the others wait behind it
+    for caller in callers[1:]:
         caller.start()
 
     def queue() -> float | None:

@@ -132,9 +132,13 @@ class EngineHost:
         """Without one of its own tasks the host would go on with a worker less, or watch none: better to start anew."""
         if not task.cancelled() and task.exception() is not None:
             _log.critical("a fault of the server's own ends it", exc_info=task.exception())
-            self._status = 1
-            self._draining.set()
-            self._stopping.set()
+            self._end(1)
+
+    def _end(self, status: int) -> None:
+        """Take no more requests, finish those that there are, and leave `run` with `status`."""
+        self._status = status
+        self._draining.set()
+        self._stopping.set()
 
     def _load_models(self) -> None:
         load_models(self._settings.model_repository, self._registry, self._metrics, self._watch)
@@ -170,9 +174,7 @@ class EngineHost:
                 return
             # Once the server serves, a slip in a file that workers read at their start must not end the healthy ones.
             if status == WRONG_SETTING_STATUS and not self._has_served:
-                self._status = status
-                self._draining.set()
-                self._stopping.set()
+                self._end(status)
                 return
             pause_s = self._count_loss(place, began)
             _log.error("HTTP worker %d ended with status %d; the next one starts in %g s", place.line, status, pause_s)

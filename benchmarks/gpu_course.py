@@ -12,10 +12,8 @@ from benchmarks.packages import REPOSITORY
 from export.catalog import find_variant
 
 SAMPLE = Path(__file__).parents[1] / "app" / "load" / "sample.jpg"
-TORCHES: tuple[str, ...] = (
-    "reference",
-    "torch",
-)  # this project's model stands in where the reference is not installed, or fails
+# This project's model stands in where the reference is not installed, or fails.
+TORCHES: tuple[str, ...] = ("reference", "torch")
 TORCH_PRECISION = "fp16"
 
 

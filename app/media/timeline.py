@@ -59,7 +59,7 @@ class Timeline:
 
         Raises:
             BrokenMedia: the file breaks off before it.
-        UnsupportedMedia: the file is all there, and its frames cannot be told apart.
+            UnsupportedMedia: the file is all there, and its frames cannot be told apart.
         """
         wanted_s = (frame + 0.5) / self.fps
         if wanted_s > self.seen_s + self.tolerance * self.time_base:

@@ -28,6 +28,11 @@ class Entry:
     no_engine: str | None = None  # what this machine lacks for it, where that is why it failed
 
     @property
+    def refused(self) -> int | None:
+        """The version that was refused, where nothing serves in its place."""
+        return self.version if self.state == "failed" else None
+
+    @property
     def answers(self) -> bool:
         """Whether requests are answered now, and not only after a rebuild."""
         return self.deployment is not None and self.deployment.unready_reason is None
@@ -59,26 +64,25 @@ class ModelCatalog:
             Unavailable: it is loading, has failed, or its engine is being rebuilt.
         """
         with self._lock:
-            chosen = name
+            wanted = name
             # A demo model, which is loaded sooner, must not answer for the real one.
-            if name is None and (self._judged or task in self._defaults):
-                chosen = self._default(task)
-            entry = self._entries.get(chosen) if chosen else None
-            if chosen is None or entry is None:
+            if not wanted and (self._judged or task in self._defaults):
+                wanted = self._default(task)
+            entry = self._entries.get(wanted) if wanted else None
+            if not wanted or entry is None:
                 if not self._judged:
                     raise Unavailable("the models are being loaded; try again soon")
-                if name is None and chosen is not None:
+                if not wanted:
+                    raise UnknownModel(f"there is no model for the task {task}")
+                if not name:
                     raise UnknownModel(f"the default model for the task {task} is not there; name one with ?model=")
-                raise UnknownModel(
-                    f"there is no model named {name}" if name else f"there is no model for the task {task}"
-                )
-            name = chosen
+                raise UnknownModel(f"there is no model named {name}")
             if entry.manifest is not None and entry.manifest.task != task:
-                raise UnknownModel(f"{name} is a model for the task {entry.manifest.task}, not {task}")
+                raise UnknownModel(f"{wanted} is a model for the task {entry.manifest.task}, not {task}")
             if entry.deployment is None or entry.state == "unloading":
-                raise Unavailable(f"the model {name} {_UNAVAILABLE[entry.state]}")
+                raise Unavailable(f"the model {wanted} {_UNAVAILABLE[entry.state]}")
             if entry.deployment.unready_reason is not None:
-                raise Unavailable(f"the model {name} is being restarted; try again soon")
+                raise Unavailable(f"the model {wanted} is being restarted; try again soon")
             entry.deployment.model.retain()
             return entry.deployment.model
 

@@ -239,14 +239,14 @@ class ModelRegistry(ModelCatalog):
     def _announce_refused(self, name: str, entry: Entry) -> None:
         """Telemetry hears of a model of which nothing serves because its package was refused."""
         with self._lock:
-            refused = entry.version if entry.state == "failed" else None
+            refused = entry.refused
         if refused is not None:
             self._observer.model_ready(name, refused, False)
 
     def _load(self, path: PackagePath, entry: Entry) -> tuple[Deployment, Deployment | None]:
         """The new deployment, in service, and the one that it has replaced, which is not drained yet."""
         with self._lock:
-            refused = entry.version if entry.state == "failed" else None
+            refused = entry.refused
         if refused is not None:
             self._observer.version_gone(path.name, refused)
         try:

@@ -66,6 +66,18 @@ def status_of(registry: ModelRegistry, name: str) -> ModelStatus:
     return status
 
 
+def stop_runs(engine: Engine, gate: Gate, begins: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold each run of an engine at the gate, once `begins` is set."""
+    inner = engine.run
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        if begins.is_set():
+            gate([])
+        return inner(rows)
+
+    monkeypatch.setattr(engine, "run", run)
+
+
 def answer(registry: ModelRegistry, name: str | None = None, colour: int = 0) -> int:
     """The class that a model names for a picture of one primary colour."""
     model = registry.get("image", name)
@@ -587,14 +599,7 @@ def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
         built += 1
         engine = create_engine(*args)  # type: ignore[arg-type]
         if built == 1:
-            inner = engine.run
-
-            def run(rows: np.ndarray) -> np.ndarray:
-                if serving.is_set():
-                    gate([])
-                return inner(rows)
-
-            monkeypatch.setattr(engine, "run", run)
+            stop_runs(engine, gate, serving, monkeypatch)
         return engine
 
     serving = threading.Event()
@@ -666,14 +671,7 @@ def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
         built += 1
         engine = create_engine(name, *args)  # type: ignore[arg-type]
         if built == 1:
-            inner = engine.run
-
-            def run(rows: np.ndarray) -> np.ndarray:
-                if stuck.is_set():
-                    gate([])
-                return inner(rows)
-
-            monkeypatch.setattr(engine, "run", run)
+            stop_runs(engine, gate, stuck, monkeypatch)
         else:
             rebuilding([])
         return engine

@@ -95,10 +95,7 @@ def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:
         if body.content_length is None:
             ticket.grow(body_bytes=count)
 
-    def copied(count: int) -> None:
-        ticket.grow(body_bytes=count)
-
-    return Uploads(limits, another_file, more_bytes, copied)
+    return Uploads(limits, another_file, more_bytes)
 
 
 async def _classify_each(

@@ -6,17 +6,15 @@ part says of its own type: the decoder looks at the bytes.
 
 from __future__ import annotations
 
-import asyncio
-import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.api.body import Body
+from app.api.json_images import JsonImages
 from app.errors import LimitExceeded, MalformedRequest, UnsupportedMedia
 from app.media.shared import SharedBytes
 from app.serving.results import Task
@@ -29,10 +27,7 @@ _CURL_DEFAULT = b"application/x-www-form-urlencoded"  # what curl calls any body
 _IDENTITY = ("", "identity")
 _PLAIN_TRANSFER = (b"", b"binary", b"8bit", b"7bit")
 _OVERHEAD_BYTES = 64 * 1024  # of boundaries, part headers, JSON's punctuation
-_BASE64_AT_ONCE = 256 * 1024  # letters, a multiple of four: less than a millisecond
 _MAX_CONTENT_TYPE_BYTES = 1024  # reading it takes a microsecond a byte, before anybody was admitted
-_JSON_FORM = 'the JSON body must be {"images": [{"b64": "…"}, …]}'
-_SPARE_MARKS = 1000  # of JSON's structure, for a list that is too long to be told so
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,6 @@ class Uploads:
         limits: what may come.
         on_file, on_bytes: told of every file after the first, and of every chunk, before memory is taken for it; what
             they raise refuses the request.
-        on_copy: likewise, of bytes that are about to be held a second time.
     """
 
     def __init__(
@@ -59,17 +53,11 @@ class Uploads:
         limits: UploadLimits,
         on_file: Callable[[], object] = lambda: None,
         on_bytes: Callable[[int], object] = lambda count: None,
-        on_copy: Callable[[int], object] = lambda count: None,
     ) -> None:
         self.files: list[SharedBytes] = []
         self._limits = limits
         self._on_file = on_file
-        self.on_bytes = on_bytes
-        self.on_copy = on_copy
-
-    @property
-    def max_files(self) -> int:
-        return self._limits.max_files
+        self._on_bytes = on_bytes
 
     def begin(self) -> None:
         """Start the next file."""
@@ -85,7 +73,7 @@ class Uploads:
         file = self.files[-1]
         if file.size + len(chunk) > self._limits.max_file_bytes:
             raise LimitExceeded(f"a file is larger than the {self._limits.max_file_bytes:,} bytes that are accepted")
-        self.on_bytes(len(chunk))
+        self._on_bytes(len(chunk))
         file.write(chunk)
 
     def close(self) -> None:
@@ -143,9 +131,9 @@ async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadli
         await body.read(_feeder(envelope.boundary, parts), max_bytes=envelope.max_body_bytes, deadline=deadline)
         parts.check_complete()
     elif envelope.kind == "json":
-        document = _JsonText(uploads)
-        await body.read(document.feed, max_bytes=envelope.max_body_bytes, deadline=deadline)
-        await _read_json(document, uploads)
+        images = JsonImages(uploads.begin, uploads.write)
+        await body.read(images.feed, max_bytes=envelope.max_body_bytes, deadline=deadline)
+        images.check_complete()
     else:
         uploads.begin()
         await body.read(uploads.write, max_bytes=envelope.max_body_bytes, deadline=deadline)
@@ -223,65 +211,6 @@ class _Parts:
 
     def _end(self) -> None:
         self._ended = True
-
-
-class _JsonText:
-    """Collects a body of JSON, and refuses one with more structure than its images need: `[[],[],…]` takes thirty times
-    its bytes when it is parsed, and base64 has none of these letters."""
-
-    def __init__(self, uploads: Uploads) -> None:
-        self.text = bytearray()
-        self.marks = 0
-        self._on_bytes = uploads.on_bytes
-        self._most_marks = 2 * uploads.max_files + _SPARE_MARKS
-
-    def feed(self, chunk: bytes) -> None:
-        self.marks += chunk.count(b"[") + chunk.count(b"{") + chunk.count(b",")
-        if self.marks > self._most_marks:
-            raise MalformedRequest(_JSON_FORM)
-        self._on_bytes(len(chunk))
-        self.text += chunk
-
-
-async def _read_json(body: _JsonText, uploads: Uploads) -> None:
-    """Read `{"images": [{"b64": …}, …]}`, strictly."""
-    uploads.on_copy(len(body.text))
-    try:
-        document = from_json(body.text, allow_inf_nan=False)
-    except ValueError as error:
-        raise MalformedRequest("the body is not valid JSON") from error
-    body.text.clear()
-    if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
-        raise MalformedRequest(_JSON_FORM)
-    for image in document["images"]:
-        if not isinstance(image, dict) or set(image) != {"b64"} or not isinstance(image["b64"], str):
-            raise MalformedRequest(_JSON_FORM)
-        uploads.begin()
-        for data in _from_base64(image.pop("b64")):
-            uploads.write(data)
-            await asyncio.sleep(0)  # the others' turn; a thread would not let them have it, as decoding holds the GIL
-    if not document["images"]:
-        raise MalformedRequest("the list of images is empty")
-    # Of a key that stands twice the parser keeps the last value, without a word; but there is a comma too many.
-    if body.marks != 2 * len(document["images"]) + 1:
-        raise MalformedRequest(f"a key stands more than once; {_JSON_FORM}")
-
-
-def _from_base64(text: str) -> Iterator[bytes]:
-    """The bytes, piece by piece; only the last one may be padded."""
-    for start in range(0, len(text), _BASE64_AT_ONCE):
-        piece = text[start : start + _BASE64_AT_ONCE]
-        try:
-            data = binascii.a2b_base64(piece, strict_mode=True)
-            # Strict as it is, Python takes padding behind whole groups of four.
-            padding = 3 * len(piece) - 4 * len(data)
-            if padding not in (0, 4, 8) or (padding and start + len(piece) < len(text)):
-                raise ValueError("padding where none belongs")
-        except ValueError as error:
-            raise MalformedRequest(
-                "b64 is not standard base64 with padding (no data: prefix, no line breaks, no URL-safe letters)"
-            ) from error
-        yield data
 
 
 def _is_raw(kind: bytes, task: Task) -> bool:

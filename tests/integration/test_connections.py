@@ -369,20 +369,19 @@ def test_chunks_of_a_coded_body_are_not_taken_for_the_file(server: RunningServer
         assert read_response(connection).status == 415
 
 
-@pytest.mark.parametrize("announced", [False, True])
-def test_json_is_counted_as_it_comes_and_as_it_is_parsed(
-    start_server: StartServer, tmp_path: Path, announced: bool
-) -> None:
+def test_json_is_read_as_it_comes_and_only_its_images_are_held(start_server: StartServer, tmp_path: Path) -> None:
     write_colour_package(tmp_path, "colours")
     running = start_server(tmp_path, max_in_flight_bytes=2_000_000).wait_until_ready()
-    text = b'{"images":[{"b64":"' + b"A" * 1_200_000 + b'"}]}'  # once there is room for it
+    start, letters = b'{"images":[{"b64":"', b"QUJD" * 400_000  # 1.6 MB of text, 1.2 MB of a file
     with connect(running.port) as connection:
-        if announced:
-            head = post_head("/classify/image", "application/json", f"Content-Length: {len(text)}")
-            connection.sendall(head + text)
-        else:
-            head = post_head("/classify/image", "application/json", "Transfer-Encoding: chunked")
-            connection.sendall(head + b"%x\r\n%b\r\n" % (len(text), text) + b"%x\r\n%b\r\n" % (len(text), text))
+        whole = start + letters + b'"}]}'
+        head = post_head("/classify/image", "application/json", f"Content-Length: {len(whole)}")
+        connection.sendall(head + whole)
+        assert read_response(connection).status == 415  # there was room for it, but it is no image
+    with connect(running.port) as connection:
+        connection.sendall(post_head("/classify/image", "application/json", "Transfer-Encoding: chunked"))
+        for text in (start, letters, letters):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(text), text))
         response = read_response(connection)
     assert response.status == 429, response.body
     assert b"overloaded" in response.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import platform
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import openvino as ov
 
 from app.engines.base import EngineInfo, Probabilities, Rows, other_precision
+from app.engines.cache import keep_compiled
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
 logger = logging.getLogger(__name__)
@@ -87,18 +89,29 @@ def open_engines(
 
 def _compile_cached(graph: Path, properties: dict[str, str], cache_dir: Path | None) -> ov.CompiledModel:
     if cache_dir is None:
-        return _compile(ov.Core(), graph, properties)
+        return _compile(graph, properties)
     try:
-        core = ov.Core()
-        core.set_property({"CACHE_DIR": str(cache_dir)})
-        return _compile(core, graph, properties)
+        identity = _identity(graph, properties)
+        return keep_compiled(cache_dir, identity, lambda folder: _compile(graph, properties, folder))
     except RuntimeError as error:
-        compiled = _compile(ov.Core(), graph, properties)  # raises again if it was not the cache
+        compiled = _compile(graph, properties)  # raises again if it was not the cache
         logger.warning("OpenVINO does without its cache in %s (%s)", cache_dir, str(error).strip())
         return compiled
 
 
-def _compile(core: ov.Core, graph: Path, properties: dict[str, str]) -> ov.CompiledModel:
+def _identity(graph: Path, properties: dict[str, str]) -> str:
+    """Which files OpenVINO's are for; it looks itself whether they are for what the graph holds."""
+    files = sorted(graph.parent.glob(f"{glob.escape(graph.name)}*"))
+    sizes = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    core = ov.Core()
+    cpu = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    return repr((sizes, sorted(properties.items()), ov.__version__, cpu))
+
+
+def _compile(graph: Path, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:
+    core = ov.Core()
+    if cache_dir is not None:
+        core.set_property({"CACHE_DIR": str(cache_dir)})
     model = core.read_model(graph)
     # Only what is asked for is computed.
     model = ov.Model([model.output("probabilities")], model.get_parameters())

@@ -1,31 +1,125 @@
-"""The engines' cache folder."""
+"""Compiled models that are kept for the next start."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import mmap
 from pathlib import Path
 
 import pytest
 
-from app.engines.cache import usable_cache
+from app.engines.cache import keep_compiled
 
 
-def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
-    folder = tmp_path / "caches" / "hiera"
-    assert usable_cache(folder) == folder
-    assert folder.is_dir()
-    assert list(folder.iterdir()) == [], "the trial left something"
+class Library:
+    """Leaves a file where it is told to, as a compiler does, and takes it from there the next time."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path | None] = []
+        self.compiled = 0
+
+    def __call__(self, folder: Path | None) -> bytes:
+        self.folders.append(folder)
+        if folder is not None and (folder / "blob").exists():
+            return (folder / "blob").read_bytes()
+        self.compiled += 1
+        if folder is not None:
+            (folder / "blob").write_bytes(b"compiled")
+        return b"compiled"
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("no folder")
+@pytest.fixture
+def library() -> Library:
+    return Library()
+
+
+def blob(root: Path) -> Path:
+    (found,) = root.glob("*/blob")
+    return found
+
+
+def test_what_was_compiled_is_used_again_for_the_same_and_for_nothing_else(tmp_path: Path, library: Library) -> None:
+    root = tmp_path / "new"
+    assert {keep_compiled(root, "one", library) for _ in range(3)} == {b"compiled"}
+    assert library.compiled == 1
+    keep_compiled(root, "another", library)
+    assert library.compiled == 2
+
+
+@pytest.mark.parametrize("damage", ["a byte", "its end", "all", "gone", "more"])
+def test_what_the_disk_has_damaged_is_made_again(
+    tmp_path: Path, library: Library, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_compiled(tmp_path, "one", library)
+    match damage:
+        case "a byte":
+            blob(tmp_path).write_bytes(b"compileD")
+        case "its end":
+            blob(tmp_path).write_bytes(b"compil")
+        case "all":
+            blob(tmp_path).write_bytes(b"")
+        case "gone":
+            blob(tmp_path).unlink()
+        case "more":
+            blob(tmp_path).with_name("another").touch()
+    assert keep_compiled(tmp_path, "one", library) == keep_compiled(tmp_path, "one", library) == b"compiled"
+    assert library.compiled == 2
+    assert "made again" in caplog.text
+
+
+def test_who_has_mapped_a_file_keeps_it_when_another_makes_it_again(tmp_path: Path, library: Library) -> None:
+    keep_compiled(tmp_path, "one", library)
+    with blob(tmp_path).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        blob(tmp_path).with_name("digests.json").write_text("{}")
+        keep_compiled(tmp_path, "one", library)
+        assert library.compiled == 2
+        assert not blob(tmp_path).samefile(f"/proc/self/fd/{file.fileno()}")
+        assert mapped[:] == b"compiled"
+
+
+def test_while_another_process_compiles_the_same_nothing_is_kept_and_nobody_waits(
+    tmp_path: Path, library: Library
+) -> None:
+    keep_compiled(tmp_path, "one", library)
+    blob(tmp_path).unlink()
+    (lock,) = tmp_path.glob("*.lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert keep_compiled(tmp_path, "one", library) == b"compiled"
+    assert library.folders[-1] is None
+    assert not list(tmp_path.glob("*/blob"))
+
+
+def test_what_a_killed_process_left_unfinished_is_not_used_and_goes(tmp_path: Path, library: Library) -> None:
+    keep_compiled(tmp_path, "one", library)
+    kept = blob(tmp_path).parent
+    unfinished = kept.rename(kept.with_suffix(".unfinished"))
+    (unfinished / "blob").write_bytes(b"half")
+    assert keep_compiled(tmp_path, "one", library) == b"compiled"
+    assert library.compiled == 2
+    assert not unfinished.exists()
+
+
+def test_where_a_library_leaves_nothing_or_fails_nothing_is_kept(tmp_path: Path, library: Library) -> None:
+    def failing(folder: Path | None) -> bytes:
+        assert folder is not None
+        (folder / "blob").write_bytes(b"half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        keep_compiled(tmp_path, "one", failing)
+    assert keep_compiled(tmp_path, "one", lambda folder: b"no room") == b"no room"
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert keep_compiled(tmp_path, "one", library) == b"compiled"
+    assert library.compiled == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()  # below it even root cannot make a folder
     with caplog.at_level(logging.WARNING):
-        for folder in (tmp_path / "file" / "cache", Path("/proc/self")):  # in the latter even root cannot make a file
-            assert usable_cache(folder) is None
-    assert len(caplog.records) == 2
-    assert "/proc/self cannot be used" in caplog.text
-
-
-def test_none_stays_none(caplog: pytest.LogCaptureFixture) -> None:
-    assert usable_cache(None) is None
-    assert not caplog.records
+        assert keep_compiled(tmp_path / "file", "one", library) == b"compiled"
+    assert library.folders == [None]
+    assert "not kept" in caplog.text

@@ -15,7 +15,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from app.errors import EngineError, HieraError
@@ -145,9 +145,10 @@ class Session:
         elif kind == Kind.DROPPED:
             self._held.pop(*NUMBER.unpack(payload)).release()
         elif kind == Kind.SCRAPE:
-            self._run(self._expose(payload))
+            self._run(payload, partial(self._expose, payload[NUMBER.size :]), "a scrape failed")
         elif kind == Kind.ORDER:
-            self._run(self._change(payload[: NUMBER.size], decode_order(payload[NUMBER.size :])))
+            order = decode_order(payload[NUMBER.size :])  # here: who sends what is none is not listened to any further
+            self._run(payload, partial(self._change, order), "a change of the models failed")
         elif kind == Kind.SERVING:
             self.serving = True
         else:
@@ -188,31 +189,29 @@ class Session:
         else:
             self._channel.send(Kind.ANSWER, wire.encode_answer(number, outcome))
 
-    def _run(self, errand: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(errand)
+    def _run(self, asked: bytes, errand: Callable[[], Awaitable[bytes]], complaint: str) -> None:
+        """Reply to the frame `asked` with what `errand` brings, or why it brings nothing."""
+        task = asyncio.create_task(self._reply(asked[: NUMBER.size], errand, complaint))
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
-    async def _change(self, number: bytes, order: Order) -> None:
+    async def _reply(self, number: bytes, errand: Callable[[], Awaitable[bytes]], complaint: str) -> None:
         try:
-            report = await self._administer(order)
+            reply = await errand()
         except HieraError as error:
             self._channel.send(Kind.REFUSAL, number + wire.encode_error(error))
         except Exception:
-            logger.exception("a change of the models failed")
+            logger.exception(complaint)
             self._channel.send(Kind.REFUSAL, number + wire.encode_error(_failure()))
         else:
-            self._channel.send(Kind.REPORT, number + encode_report(report))
+            self._channel.send(Kind.REPLY, number + reply)
 
-    async def _expose(self, payload: bytes) -> None:
-        number = payload[: NUMBER.size]
-        try:
-            text, content_type = await self._scrape(payload[NUMBER.size :].decode())
-        except Exception:
-            logger.exception("a scrape failed")
-            self._channel.send(Kind.REFUSAL, number + wire.encode_error(_failure()))
-        else:
-            self._channel.send(Kind.EXPOSITION, number + content_type.encode() + b"\n" + text)
+    async def _change(self, order: Order) -> bytes:
+        return encode_report(await self._administer(order))
+
+    async def _expose(self, accept: bytes) -> bytes:
+        text, content_type = await self._scrape(accept.decode())
+        return content_type.encode() + b"\n" + text
 
 
 def _failure() -> EngineError:

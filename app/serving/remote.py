@@ -22,7 +22,7 @@ from app.serving.changes import Order, Report, decode_report, encode_order
 from app.serving.changes import State as ModelState
 from app.serving.channel import LOST, Channel
 from app.serving.curve import CostModel
-from app.serving.dispatcher import Answer, Dispatcher, RowsLease, tell
+from app.serving.dispatcher import Dispatcher, RowsLease, tell
 from app.serving.model import LoadedModel
 from app.serving.results import Task
 from app.serving.status import ModelStatus
@@ -170,8 +170,7 @@ class HostLink:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Callable[[Outcome], None]] = {}  # as long as somebody does
         self._leases: dict[int, RowsLease] = {}  # as long as an engine may read the rows
-        self._scrapes: dict[int, asyncio.Future[tuple[bytes, str]]] = {}
-        self._orders: dict[int, asyncio.Future[Report]] = {}
+        self._asked: dict[int, asyncio.Future[bytes]] = {}  # scrapes and orders
         self.models = RemoteModels(self._model, self._unused)
 
     def open(self, sock: socket.socket, events: LinkEvents) -> None:
@@ -189,14 +188,8 @@ class HostLink:
         Raises:
             EngineError: the host failed to add them up.
         """
-        number = next(self._numbers)
-        answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
-        self._scrapes[number] = answer
-        self._channel.send(Kind.SCRAPE, NUMBER.pack(number) + accept.encode())
-        try:
-            return await answer
-        finally:
-            del self._scrapes[number]
+        content_type, _, text = (await self._ask(Kind.SCRAPE, accept.encode())).partition(b"\n")
+        return text, content_type.decode()
 
     async def administer(self, order: Order) -> Report:
         """Have the host carry out a change of its models; all workers know of it when this returns.
@@ -204,14 +197,7 @@ class HostLink:
         Raises:
             UnknownModel, ChangeRefused, Unavailable: see `app.serving.rollout`.
         """
-        number = next(self._numbers)
-        answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-        self._orders[number] = answer
-        self._channel.send(Kind.ORDER, NUMBER.pack(number) + encode_order(order))
-        try:
-            return await answer
-        finally:
-            del self._orders[number]
+        return decode_report(await self._ask(Kind.ORDER, encode_order(order)))
 
     def submit(
         self, key: int, lease: RowsLease, deadline: float, settle: Callable[[Outcome], None]
@@ -240,15 +226,24 @@ class HostLink:
 
         return cancel
 
+    async def _ask(self, kind: Kind, payload: bytes) -> bytes:
+        """The host's reply; raises what it refuses with."""
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._channel.send(kind, NUMBER.pack(number) + payload)
+        try:
+            return await answer
+        finally:
+            del self._asked[number]
+
     def _frame(self, kind: int, payload: bytes, descriptor: int) -> None:
         if kind == Kind.ANSWER:
             self._settled(*wire.decode_answer(payload))
-        elif kind == Kind.REPORT:
-            _settle(self._orders.get(*NUMBER.unpack_from(payload)), decode_report(payload[NUMBER.size :]))
+        elif kind == Kind.REPLY:
+            self._replied(NUMBER.unpack_from(payload)[0], payload[NUMBER.size :])
         elif kind == Kind.REFUSAL:
-            number, refusal = NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :])
-            _settle(self._orders.get(number), refusal)
-            _settle(self._scrapes.get(number), refusal)
+            self._replied(NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.FAILURE:
             self._settled(NUMBER.unpack_from(payload)[0], wire.decode_error(payload[NUMBER.size :]))
         elif kind == Kind.RELEASE:
@@ -263,9 +258,6 @@ class HostLink:
         elif kind == Kind.PROBE:
             unhealthy = json.dumps(self._events.unhealthy()).encode()
             self._channel.send(Kind.PULSE, payload + unhealthy + b"\n" + self._events.samples())
-        elif kind == Kind.EXPOSITION:
-            content_type, _, text = payload[NUMBER.size :].partition(b"\n")
-            _settle(self._scrapes.get(*NUMBER.unpack_from(payload)), (text, content_type.decode()))
         elif kind == Kind.PHASE:
             self._events.on_phase(Phase(payload[0]))
 
@@ -273,6 +265,11 @@ class HostLink:
         settle = self._waiting.pop(number, None)
         if settle is not None:
             settle(outcome)
+
+    def _replied(self, number: int, reply: bytes | HieraError) -> None:
+        waiting = self._asked.get(number)
+        if waiting is not None:  # else it has left meanwhile
+            tell(waiting, reply)
 
     def _model(self, record: ModelRecord) -> LoadedModel:
         if record.manifest is None or record.loaded is None:
@@ -303,9 +300,3 @@ class _RemoteDispatcher(Dispatcher):
     def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
         return self._link.submit(self._key, rows, deadline, settle)
-
-
-def _settle(waiting: asyncio.Future[Answer] | None, outcome: Answer | HieraError) -> None:
-    """Tell who waits, unless it has left meanwhile."""
-    if waiting is not None:
-        tell(waiting, outcome)

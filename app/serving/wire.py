@@ -12,9 +12,8 @@
     PULSE how the worker is, its metrics      ──▶
     DROPPED a model that it has done with     ──▶
     SCRAPE                                    ──▶
-                                              ◀──   EXPOSITION | REFUSAL
     ORDER to change the models                ──▶
-                                              ◀──   REPORT | REFUSAL     once every worker was shown the models
+                                              ◀──   REPLY | REFUSAL      to an order once all workers saw the models
                                               ◀──   PHASE                of the drain
 
 The host trusts no worker further than it must: what comes from there is fixed structs and JSON, bounded and checked.
@@ -56,10 +55,9 @@ class Kind(IntEnum):
     TABLE = 14
     STATE = 15
     PROBE = 16
-    EXPOSITION = 17
-    PHASE = 18
-    REPORT = 19
-    REFUSAL = 20
+    PHASE = 17
+    REPLY = 18
+    REFUSAL = 19
 
 
 class Phase(IntEnum):

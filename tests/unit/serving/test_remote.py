@@ -469,7 +469,7 @@ def test_a_scrape_that_fails_is_answered_and_logged(caplog: pytest.LogCaptureFix
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(EngineError, match="its log says why"):
                 await house.link.scrape("any")
-        assert house.link._scrapes == {}
+        assert house.link._asked == {}
 
     steps(scene)
     assert [record.message for record in caplog.records] == ["a scrape failed"]
@@ -486,7 +486,7 @@ def test_an_order_travels_to_the_host_and_its_report_or_refusal_comes_back() -> 
         house.outcome = ChangeRefused("model version 3 is refused: a file is missing")
         with pytest.raises(ChangeRefused, match="a file is missing"):
             await house.link.administer(order)
-        assert house.link._orders == {}
+        assert house.link._asked == {}
 
     steps(scene)
 

@@ -174,9 +174,7 @@ class Instance:
         self.busy = None
         self._source.finish(batch.slices, probabilities, began=began, batch_rows=rows)
         self._learn(engine, rows, ended - began)
-        self._observer.batch_rows(self._model, rows)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
-        self._observer.rows_total(self._model, rows)
         return rows
 
     def _learn(self, engine: Engine, rows: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What serving tells telemetry: methods named after the metrics that they feed, called from several threads."""
+"""What serving tells telemetry, from several threads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,8 @@ class ServingObserver(Protocol):
 
     def stage_duration(self, model: str, stage: Stage, seconds: float) -> None: ...
 
-    def batch_rows(self, model: str, rows: int) -> None:
-        """A batch of `rows` rows was run."""
-        ...
-
     def queue_rows(self, model: str, rows: int) -> None:
         """`rows` rows wait for an engine now."""
-        ...
-
-    def rows_total(self, model: str, rows: int) -> None:
-        """`rows` more rows were answered."""
         ...
 
     def rejected(self, model: str, reason: str) -> None:
@@ -58,8 +50,8 @@ class ServingObserver(Protocol):
         ...
 
     def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
-        """A batch ran from `began` to `ended` (`time.monotonic()` seconds), for the requests of `origins`; one that has
-        several files in it is named several times."""
+        """A batch of `rows` rows ran from `began` to `ended` (`time.monotonic()` seconds) and was answered, for the
+        requests of `origins`; one that has several files in it is named several times."""
         ...
 
 
@@ -69,13 +61,7 @@ class SilentObserver:
     def stage_duration(self, model: str, stage: Stage, seconds: float) -> None:
         pass
 
-    def batch_rows(self, model: str, rows: int) -> None:
-        pass
-
     def queue_rows(self, model: str, rows: int) -> None:
-        pass
-
-    def rows_total(self, model: str, rows: int) -> None:
         pass
 
     def rejected(self, model: str, reason: str) -> None:

@@ -36,7 +36,7 @@ def encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
 class Metrics:
     """The metrics of one server, in a registry of their own. Thread-safe; no method raises or waits for long.
 
-    Implements `ServingObserver` and `PoolObserver`, whose methods are named after the metrics.
+    Implements `ServingObserver` and `PoolObserver`.
 
     Args:
         worker_states, restart_reasons: the media pool's own words for them, which become labels.
@@ -167,9 +167,6 @@ class Metrics:
     def stage_duration(self, model: str, stage: str, seconds: float) -> None:
         self._stage_duration_of(model, stage).observe(seconds)
 
-    def batch_rows(self, model: str, rows: int) -> None:
-        self._batch_rows_of(model).observe(rows)
-
     def queue_rows(self, model: str, rows: int) -> None:
         self._queue_rows_of(model).set(rows)
 
@@ -177,9 +174,6 @@ class Metrics:
         """Admission has so much in flight now."""
         self._in_flight_rows.set(rows)
         self._in_flight_bytes.set(nbytes)
-
-    def rows_total(self, model: str, rows: int) -> None:
-        self._rows_of(model).inc(rows)
 
     def rejected(self, model: str, reason: str) -> None:
         self._rejected_of(model, reason).inc()
@@ -214,7 +208,9 @@ class Metrics:
         return None
 
     def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
-        """Nothing: `batch_rows` has counted it."""
+        """Counted; when and for whom it ran is for traces."""
+        self._batch_rows_of(model).observe(rows)
+        self._rows_of(model).inc(rows)
 
     # What the media pool reports.
 

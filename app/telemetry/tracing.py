@@ -188,6 +188,7 @@ class TracedMetrics(Metrics):
 
     def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
         """A batch ran from `began` to `ended` (`time.monotonic()` seconds) for submissions that carried `origins`."""
+        super().batch_ran(model, rows, began, ended, origins)
         riders = {origin.span_id: origin for origin in origins if isinstance(origin, SpanContext)}
         if riders:
             self._tracing.batch(model, rows, began, ended, list(riders.values()))

@@ -65,10 +65,9 @@ def test_what_is_reported_arrives_in_its_series() -> None:
     before = series(metrics)
     metrics.request("image", "m", 200, 0.02)
     metrics.stage_duration("m", "decode", 0.004)
-    metrics.batch_rows("m", 6)
+    metrics.batch_ran("m", 6, 0.0, 1.0, [])
     metrics.queue_rows("m", 3)
     metrics.in_flight(5, 700)
-    metrics.rows_total("m", 6)
     metrics.rejected("m", "deadline")
     metrics.cancelled("m", "queue")
     metrics.workers("idle", 2)
@@ -105,7 +104,7 @@ def test_nothing_that_is_reported_of_an_expected_model_makes_a_new_series() -> N
 
 def test_expecting_a_model_again_keeps_its_counts() -> None:
     metrics = full()
-    metrics.rows_total("m", 5)
+    metrics.batch_ran("m", 5, 0.0, 1.0, [])
     metrics.expect_models([("image", "m")])
     assert series(metrics)['hiera_rows_total{model="m"}'] == 5
 

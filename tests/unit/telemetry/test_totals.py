@@ -33,7 +33,7 @@ def test_counts_histograms_and_gauges_of_all_processes_are_added_up() -> None:
         worker.workers("idle", requests)
         for _ in range(requests):
             worker.request("image", "model", 200, 0.02)
-    host.batch_rows("model", 5)
+    host.batch_ran("model", 5, 0.0, 1.0, [])
     text, _ = Totals(host.registry).render([encode_samples(each.registry) for each in (first, second)], "")
     values = values_of(text)
     model = ("model", "model")

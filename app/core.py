@@ -18,7 +18,7 @@ from app.media.pool import MediaPool
 from app.repository.manifest import read_manifest
 from app.repository.store import MANIFEST, discover, latest
 from app.serving.admission import Admission, Peers
-from app.serving.changes import Order, Report
+from app.serving.changes import Administer
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.remote import RemoteModels
@@ -44,7 +44,7 @@ class Core(Generic[AnyModels]):
     registry: AnyModels
     pool: MediaPool
     service: Service
-    administer: Callable[[Order], Awaitable[Report]]
+    administer: Administer
     watch: RepositoryWatch | None = None
 
 
@@ -64,7 +64,7 @@ class SharedEngines:
     peers: Peers
     processes: int
     exposition: Callable[[str], Awaitable[tuple[bytes, str]]]
-    administer: Callable[[Order], Awaitable[Report]]
+    administer: Administer
 
 
 def load_models(
@@ -149,7 +149,7 @@ def _connect(
     settings: Settings,
     metrics: Metrics,
     registry: Models,
-    administer: Callable[[Order], Awaitable[Report]],
+    administer: Administer,
     processes: int = 1,
     peers: Peers | None = None,
 ) -> Core[Models]:

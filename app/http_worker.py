@@ -117,9 +117,7 @@ def run(channel_fd: int, board_fd: int, settings_fd: int, line: int, parent_pid:
     die_with_parent(parent_pid)
     settings: Settings = pickle.loads(os.pread(settings_fd, os.fstat(settings_fd).st_size, 0))  # noqa: S301 - the host's
     os.close(settings_fd)
-    logs.configure(settings.log_format, settings.log_level)
-    if not settings.access_log:
-        logging.getLogger("hiera.access").disabled = True
+    logs.configure(settings.log_format, settings.log_level, access_log=settings.access_log)
     link = HostLink(exact_images=settings.exact_resize)
     shared = SharedEngines(
         models=link.models,

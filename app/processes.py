@@ -50,7 +50,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _REPORT_TIMEOUT_S = 1.0
 _CLEAN_UP_S = 10.0  # for a worker, beyond the bound of its shutdown
 _ACCEPTS_AT_A_TIME = 32
-_ACCEPT_PAUSE_S = 0.1
 
 
 @dataclass

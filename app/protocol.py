@@ -14,10 +14,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.gate import Gate
-from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
 from app.api.unread import UnreadBounds
+from app.telemetry.logs import ACCESS_LOGGER
 
 _access = logging.getLogger(ACCESS_LOGGER)
 

@@ -29,7 +29,7 @@ from app.engines.factory import (
 from app.repository.store import Package
 from benchmarks.contenders import MODEL, ROOT
 from benchmarks.packages import REPOSITORY, random_package
-from benchmarks.results import median
+from benchmarks.results import median_seconds
 
 
 def load_engine(package: Package, engine: str, precision: str, max_batch: int) -> Engine:
@@ -46,14 +46,7 @@ def time_batch(engine: Engine, rows: int, seconds: float) -> float:
     draw = np.random.default_rng(0)
     batch = engine.empty_rows(rows)
     batch[...] = draw.integers(0, 256, batch.shape, dtype=np.uint8)
-    engine.run(batch)
-    taken: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(taken) < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        engine.run(batch)
-        taken.append(time.perf_counter() - started)
-    return median(taken)
+    return median_seconds(lambda: engine.run(batch), seconds)
 
 
 def streams_rows_per_s(package: Package, engine: str, precision: str, rows: int, seconds: float) -> float:

@@ -9,12 +9,13 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 
 from app.load.table import text_table
 from benchmarks.bare import load_engine, time_batch
 from benchmarks.contenders import ROOT
 from benchmarks.packages import random_package
-from benchmarks.results import add_output_argument, median, spread, write_results
+from benchmarks.results import add_output_argument, median, median_seconds, spread, write_results
 
 ENGINES = ("torch fp32", "onnxruntime fp32", "openvino fp32", "openvino bf16")
 
@@ -29,8 +30,6 @@ def rates_here(variant: str, engine: str, batches: list[int], seconds: float) ->
 
 
 def _torch_rates(variant: str, batches: list[int], seconds: float) -> dict[int, float]:
-    import time
-
     import torch
 
     from app.engines.cpus import available_cpus
@@ -42,14 +41,7 @@ def _torch_rates(variant: str, batches: list[int], seconds: float) -> dict[int, 
     with torch.inference_mode():
         for rows in batches:
             pixels = torch.randn(rows, 3, *model.config.input_size)
-            model(pixels)
-            taken: list[float] = []
-            until = time.perf_counter() + seconds
-            while len(taken) < 3 or time.perf_counter() < until:
-                started = time.perf_counter()
-                model(pixels)
-                taken.append(time.perf_counter() - started)
-            rates[rows] = rows / median(taken)
+            rates[rows] = rows / median_seconds(partial(model, pixels), seconds)
     return rates
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from app.errors import HieraError
 from benchmarks.gpu_http import http_rate
 from benchmarks.gpu_jobs import Job, end_with_parent
 from benchmarks.gpu_packages import build, open_contender, prepare
-from benchmarks.results import median
+from benchmarks.results import median_seconds
 
 
 def engine_rates(job: Job) -> dict[str, Any]:
@@ -136,15 +135,7 @@ def _random_rows(engine: Engine, batch: int) -> Rows:
 
 
 def _median_seconds(run: Callable[[], object], seconds: float) -> float:
-    for _ in range(3):  # allocates, chooses kernels, compiles, records
-        run()
-    taken: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(taken) < 5 or time.perf_counter() < until:
-        started = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started)
-    return median(taken)
+    return median_seconds(run, seconds, least=5, warming=3)  # it allocates, chooses kernels, compiles, records
 
 
 def main() -> None:

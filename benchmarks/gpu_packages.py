@@ -62,16 +62,14 @@ def repository_of_one(package: Package) -> Iterator[Path]:
 
 def _build_plan(job: Job, package: Package) -> bool:
     """Whether it was not there."""
-    from export.errors import BuildRefused
+    from export.errors import AlreadyThere
     from export.tensorrt_plan import PlanRequest, build_plan
 
     request = PlanRequest(device=job.device, max_batch=job.batches[-1])
     try:
         build_plan(package, request, lambda text: print(text, file=sys.stderr))
-    except BuildRefused as error:
-        if "--replace" in str(error):
-            return False
-        raise
+    except AlreadyThere:
+        return False
     return True
 
 

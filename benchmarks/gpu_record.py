@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.gpu_jobs import Job, Outcome
 from benchmarks.machine import describe_machine
+from benchmarks.results import write_document
 
 
 class Record:
@@ -47,10 +48,7 @@ class Record:
         if self._path is None:
             return
         document = {**self._head, "measured": {"summary": summary, "jobs": self.done}}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_document(self._path, document)
 
 
 def _outcomes(path: Path, method: Mapping[str, object]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
@@ -26,11 +27,31 @@ def write_results(path: Path | None, name: str, method: Mapping[str, object], me
     """Write `{"benchmark", "machine", "method", "measured"}`; nothing for None. Paths in `method` become strings."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in method.items()}
     document = {"benchmark": name, "machine": describe_machine(), "method": plain, "measured": measured}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_document(path, document)
     print(f"written: {path}")
+
+
+def write_document(path: Path, document: object) -> None:
+    """Write a JSON file in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def median_seconds(run: Callable[[], object], seconds: float, *, least: int = 3, warming: int = 1) -> float:
+    """Of as many runs as take about `seconds`, `least` of them at least, after `warming` ones that do not count."""
+    for _ in range(warming):
+        run()
+    taken: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(taken) < least or time.perf_counter() < until:
+        started = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started)
+    return median(taken)
 
 
 def median(values: Sequence[float]) -> float:

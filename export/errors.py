@@ -8,6 +8,7 @@ ExportError
 ├── DownloadFailed      no connection, an error of the server, a short or a changed file
 ├── CheckpointError     unreadable, of no known layout, of another variant, or without a trained classifier
 ├── BuildRefused        the package can't be written where, or as, it was asked for
+│   └── AlreadyThere        what is to be built was built before
 └── ParityFailed        the graph does not say what torch says
 """
 
@@ -43,6 +44,10 @@ class CheckpointError(ExportError):
 
 
 class BuildRefused(ExportError):
+    pass
+
+
+class AlreadyThere(BuildRefused):
     pass
 
 

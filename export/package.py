@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from app.engines.factory import installed_version
-from app.repository.manifest import Accuracy, Manifest, Precision, Preprocessing, Sampling, Weights
+from app.repository.manifest import NAME, Accuracy, Manifest, Precision, Preprocessing, Sampling, Weights
 from app.repository.store import GOLDEN, GRAPH, LABELS, MANIFEST, PackagePath, open_package, read_labels, sha256
 from export.catalog import Variant
-from export.errors import BuildRefused
+from export.errors import AlreadyThere, BuildRefused
 from export.golden import golden_count
 from export.hiera import Hiera
 from export.parity import batch_sizes, measure_graph, reference
@@ -85,14 +85,13 @@ def build_package(plan: BuildPlan, output: Path, *, replace: bool = False, say: 
 
 def refuse_taken(output: Path, name: str, version: int, *, replace: bool) -> None:
     """Raises BuildRefused early, before minutes are spent on a build that can't be kept."""
-    pattern = Manifest.model_json_schema()["properties"]["name"]["pattern"]
-    if not re.fullmatch(pattern, name):
+    if not re.fullmatch(NAME, name):
         raise BuildRefused(
             f"{name!r} can't be the name of a package: letters, digits, _, - and . only, at most 128 of them"
         )
     folder = target_folder(output, name, version)
     if folder.exists() and not replace:
-        raise BuildRefused(f"{folder} exists: pass --version N for a new version, or --replace to overwrite this one")
+        raise AlreadyThere(f"{folder} exists: pass --version N for a new version, or --replace to overwrite this one")
 
 
 def _refuse_other_labels(labels: tuple[str, ...], destination: Path, version: int) -> None:

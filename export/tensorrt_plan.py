@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from app.engines.trt import FLAVOURS, INSTALL, Flavour, first_error, installed_f
 from app.errors import EngineUnavailable
 from app.repository.store import Package
 from app.serving.golden import check_golden
-from export.errors import BuildRefused
+from export.errors import AlreadyThere, BuildRefused
 
 LARGEST_BATCH = {"image": 64, "video": 8}
 # Batches up to this one have an optimisation profile of their own.
@@ -62,7 +62,8 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
 
     Raises:
         EngineUnavailable: TensorRT, the driver or the GPU is missing.
-        BuildRefused: TensorRT cannot build it, or a plan is there already.
+        BuildRefused: TensorRT cannot build it.
+        AlreadyThere: a plan is there.
         PackageError: the plan disagrees with the golden sample; it is not kept.
     """
     flavour = request.flavour or _first_flavour()
@@ -74,7 +75,7 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
     key = PlanKey(architecture, flavour, str(trt.__version__))
     plan = package.folder / key.file
     if plan.exists() and not request.replace:
-        raise BuildRefused(f"{plan} exists: pass --replace to overwrite it")
+        raise AlreadyThere(f"{plan} exists: pass --replace to overwrite it")
     lines: list[str] = []
     batches = batch_ladder(request.max_batch or LARGEST_BATCH[package.manifest.task])
     say(f"building {key.file}, batches of 1 to {batches[-1]}; the largest models take many minutes")
@@ -253,7 +254,7 @@ def _checked(
         f"within {report.max_log_ratio:.2g} of their spread; what it runs is in {layers.name}"
     )
     check = PlanCheck(report.max_abs_probability, report.max_log_ratio, report.top1_agreement)
-    return PlanRecord(record.key, record.precision, record.batches, record.sources, record.sha256, record.gpu, check)
+    return replace(record, check=check)
 
 
 def _first_flavour() -> Flavour:

@@ -7,7 +7,6 @@ host.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,9 +16,8 @@ from starlette.responses import Response
 from app.api.exchange import exchange_of
 from app.api.schemas import ModelChange, ModelChanges, ModelStanding, ModelStandings, VersionFolder
 from app.errors import InvalidParameter
-from app.serving.changes import Action, Change, Order, Report, Standing
+from app.serving.changes import Action, Administer, Change, Order, Standing
 
-Administer = Callable[[Order], Awaitable[Report]]
 ADMIN_PREFIX = "/admin/"
 VERSION: dict[str, Any] = {
     "name": "version",

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from app.api import openapi
-from app.api.admin import VERSION, AdminEndpoints, Administer
+from app.api.admin import VERSION, AdminEndpoints
 from app.api.classify import ClassifyBounds, classify_endpoint
 from app.api.direct import DirectFastAPI, Endpoint
 from app.api.exchange import exchange_of
@@ -30,6 +30,7 @@ from app.api.problems import problem_of, problem_response
 from app.api.schemas import Health, ModelChange, ModelChanges, ModelDetail, Models, ModelStandings, Signpost
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
+from app.serving.changes import Administer
 from app.serving.results import Task
 from app.serving.service import Service
 from app.telemetry.metrics import Metrics

@@ -17,11 +17,11 @@ from typing import Protocol
 
 from app.api.exchange import sound_request_id
 from app.api.keys import KeyRing
-from app.api.middleware import ACCESS_LOGGER
 from app.api.problems import MEDIA_TYPE, problem_headers, problem_of
 from app.api.query import QueryParser
 from app.errors import InvalidParameter, Overloaded
 from app.serving.results import ClassifyOptions, Task
+from app.telemetry.logs import ACCESS_LOGGER
 
 _ON_GUARD_S = 1.0
 _REPORT_EVERY_S = 1.0

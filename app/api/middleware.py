@@ -20,11 +20,10 @@ from app.errors import RequestError, Unavailable
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 
-ACCESS_LOGGER = "hiera.access"
 _MAX_LOGGED_PATH = 200
 _PROBED = ("/health/", "/metrics")
 
-_access = logging.getLogger(ACCESS_LOGGER)
+_access = logging.getLogger(logs.ACCESS_LOGGER)
 _errors = logging.getLogger("hiera.errors")
 
 

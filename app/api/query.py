@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from app.errors import InvalidParameter
+from app.repository.manifest import NAME
 from app.serving.results import ClassifyOptions, Task
 
 MAX_TOP_K = 1000
 CROPS = (1, 3)
-_MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _INTEGER = re.compile(r"[0-9]{1,9}")
 
 
@@ -92,7 +92,7 @@ def _parameters(task: Task, limits: QueryLimits) -> list[_Parameter]:
     common = [
         _Parameter(
             "model",
-            {"type": "string", "pattern": f"^{_MODEL_NAME}$"},
+            {"type": "string", "pattern": NAME},
             "A name from /models; the task's default answers.",
         ),
         _Parameter(
@@ -125,7 +125,7 @@ def _parameters(task: Task, limits: QueryLimits) -> list[_Parameter]:
 
 def _value(name: str, text: str, schema: Mapping[str, Any]) -> int | str:
     if schema["type"] == "string":
-        if re.fullmatch(_MODEL_NAME, text) is None:
+        if re.fullmatch(NAME, text) is None:
             raise InvalidParameter(f"{name} is not a model's name; /models lists them")
         return text
     number = int(text) if _INTEGER.fullmatch(text) else None

@@ -42,9 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     settings = settings_from(arguments)
     _handle_signals_of_the_start()
-    logs.configure(settings.log_format, settings.log_level)
-    if not settings.access_log:
-        logging.getLogger("hiera.access").disabled = True
+    logs.configure(settings.log_format, settings.log_level, access_log=settings.access_log)
     for warning in unknown_variables(os.environ):
         _log.warning("%s", warning)
     # Imported here so that --help and a wrong setting answer at once.

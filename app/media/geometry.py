@@ -53,10 +53,6 @@ class Axis:
     stop: float
     out: int
 
-    @property
-    def is_identity(self) -> bool:
-        return self.start == 0 and self.stop == self.source == self.out
-
     def reach(self, support: float) -> tuple[int, int]:
         """First and last + 1 of the source pixels that a filter of radius `support` (in output pixels) reads."""
         scale = max((self.stop - self.start) / self.out, 1.0)

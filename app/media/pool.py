@@ -171,11 +171,6 @@ class MediaPool:
         return "; ".join(reasons) or None
 
     @property
-    def healthy(self) -> bool:
-        """Whether workers of both kinds can be kept alive."""
-        return self.unhealthy is None
-
-    @property
     def confinement(self) -> str:
         """How workers are held: "seccomp" (a system call filter and resource limits) or "rlimits" (only the latter)."""
         kinds = set().union(*(group.confinements for group in self._groups.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -91,6 +92,10 @@ class Report:
 
     changes: tuple[Change, ...] = ()
     standings: tuple[Standing, ...] = ()
+
+
+Administer = Callable[[Order], Awaitable[Report]]
+"""Carries out a change of the models."""
 
 
 def encode_order(order: Order) -> bytes:

@@ -21,7 +21,7 @@ from functools import partial
 from app.errors import EngineError, HieraError
 from app.media.shared import no_room
 from app.serving import wire
-from app.serving.changes import Order, Report, decode_order, encode_report
+from app.serving.changes import Administer, Order, decode_order, encode_report
 from app.serving.channel import LOST, NONE, Channel
 from app.serving.mapped import KEPT_S, MappedMemory, MappedRows
 from app.serving.model import LoadedModel
@@ -32,7 +32,6 @@ from app.serving.wire import NUMBER, Kind, Phase, State, SubmitHeader
 logger = logging.getLogger(__name__)
 
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
-Administer = Callable[[Order], Awaitable[Report]]
 
 
 class Session:

@@ -72,7 +72,6 @@ class Instance:
         self._source = BatchSource(model, batcher, engine, self._limit, lambda: self._stopping, clock)
         self._thread = threading.Thread(target=self._serve, name=f"engine-{model}", daemon=True)
         self.busy: Busy | None = None
-        self.completed_batches = 0
         self.failure: str | None = None
 
     @property
@@ -123,7 +122,6 @@ class Instance:
             self._source.start()
             while (batch := self._source.next()) is not None:
                 self._failed_batches = 0 if self._run(batch) else self._failed_batches + 1
-                self.completed_batches += 1
                 if self._failed_batches >= _SUSPECT_AFTER:
                     self._failed_batches = 0
                     # An engine that fails may hang as well. The proof has a few rows, in batches of so many at most.

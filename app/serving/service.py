@@ -98,10 +98,6 @@ class Service:
         self._drained = asyncio.Event()
 
     @property
-    def draining(self) -> bool:
-        return self._draining
-
-    @property
     def open_tickets(self) -> int:
         """Requests that were admitted and have not been answered."""
         return self._open_tickets
@@ -142,9 +138,7 @@ class Service:
             raise
         self._open_tickets += 1
         load = self._decode_load[task]
-        return Ticket(
-            model, options, job, started, deadline, reservation, lambda: load.predict_s(1), self._closed_ticket
-        )
+        return Ticket(model, options, job, deadline, reservation, lambda: load.predict_s(1), self._closed_ticket)
 
     def refusal(
         self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0

@@ -19,7 +19,7 @@ class Ticket:
         model: who will answer.
         options: the caller's.
         job: what each file is decoded to.
-        started, deadline: `time.monotonic()` seconds.
+        deadline: `time.monotonic()` seconds.
         reservation: its share of what may be in flight.
 
     Args:
@@ -36,7 +36,6 @@ class Ticket:
         "model",
         "options",
         "reservation",
-        "started",
     )
 
     def __init__(
@@ -44,7 +43,6 @@ class Ticket:
         model: LoadedModel,
         options: ClassifyOptions,
         job: DecodeJob,
-        started: float,
         deadline: float,
         reservation: Reservation,
         predict_decode_s: Callable[[], float],
@@ -56,7 +54,6 @@ class Ticket:
         self.model = model
         self.options = options
         self.job = job
-        self.started = started
         self.deadline = deadline
         self.reservation = reservation
 

@@ -24,6 +24,7 @@ _PLAIN_WORD = re.compile(r"[!#-<>-\[\]-~]+")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 LogFormat = Literal["plain", "json"]
+ACCESS_LOGGER = "hiera.access"
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that the current task works for; every line logged meanwhile carries it."""
@@ -64,8 +65,9 @@ class PlainLines(logging.Formatter):
         return line
 
 
-def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
-    """Send every logger of the process to `stream` (stderr by default) in one format, replacing earlier handlers."""
+def configure(log_format: LogFormat, level: str, stream: TextIO | None = None, *, access_log: bool = True) -> None:
+    """Send every logger of the process to `stream` (stderr by default) in one format, replacing earlier handlers; that
+    of requests only with `access_log`."""
     # What no line shows need not be found out for each (docs.python.org/3/howto/logging.html#optimization).
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -76,6 +78,7 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
     root.setLevel(level.upper())
     for name, least in _LEAST_LEVEL.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+    logging.getLogger(ACCESS_LOGGER).disabled = not access_log
     logging.captureWarnings(True)
 
 

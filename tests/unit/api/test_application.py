@@ -16,7 +16,6 @@ import pytest
 from asgi_double import Channel
 from fastapi import FastAPI
 
-from app.api.admin import Administer
 from app.api.application import Parts, build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
@@ -25,7 +24,7 @@ from app.api.keys import KeyRing
 from app.api.query import QueryLimits
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
-from app.serving.changes import Order, Report
+from app.serving.changes import Administer, Order, Report
 from app.serving.results import Classification, Latency, ModelIdentity, Prediction, Task
 from app.serving.service import Service
 from app.telemetry import logs

@@ -332,7 +332,7 @@ def test_nothing_is_left_behind_by_three_hundred_jobs_of_all_sorts() -> None:
                 )
                 assert all(outcome is None or isinstance(outcome, expected) for outcome in outcomes), outcomes
             await until(lambda: pool.worker_states["idle"] == 3 and len(workers()) == 3)
-            assert pool.healthy
+            assert pool.unhealthy is None
             assert (pool.pending("image"), pool.pending("video")) == (0, 0)
             with await order(pool, "fill:77") as decoded:
                 assert (decoded.rows == 77).all()

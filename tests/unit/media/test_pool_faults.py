@@ -299,7 +299,7 @@ def test_a_fork_server_that_hangs_is_replaced_once_it_was_waited_for() -> None:
             with await order(pool, "fill:2") as decoded:
                 assert parent_of(decoded.info.width) != forked_by
             assert counts.restarts["start_failed"] >= 1
-            assert pool.healthy
+            assert pool.unhealthy is None
 
     run(scene)
 
@@ -380,12 +380,12 @@ def test_a_running_pool_that_loses_its_workers_for_good_says_so_and_recovers_whe
             os.kill(forked_by, signal.SIGKILL)
             with pytest.raises(Unavailable):
                 await waiting
-            assert not pool.healthy
+            assert pool.unhealthy is not None
             assert "image" in (pool.unhealthy or "")
             assert counts.restarts["start_failed"] >= 3
             (await order(pool, "fill:1", CLIP)).close()
             broken.unlink()
-            await until(lambda: pool.healthy)
+            await until(lambda: pool.unhealthy is None)
             (await order(pool, "fill:1")).close()
 
     run(scene)

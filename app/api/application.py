@@ -26,7 +26,7 @@ from app.api.keys import KeyRing
 from app.api.middleware import AllowOrigins, AnswerFailures, RecordExchanges, RequireKey
 from app.api.models import ModelEndpoints, ModelList
 from app.api.pages import PageEndpoints
-from app.api.problems import problem_of, problem_response
+from app.api.problems import problem_response
 from app.api.schemas import Health, ModelChange, ModelChanges, ModelDetail, Models, ModelStandings, Signpost
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
@@ -193,9 +193,7 @@ def _add_routes(app: DirectFastAPI, parts: Parts) -> None:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    exchange = exchange_of(request.scope)
-    problem = problem_of(error, exchange.request_id)
-    exchange.code = problem.code
-    if problem.status == 500:
+    response = problem_response(error, exchange_of(request.scope))
+    if response.status_code == 500:
         _log.error("request failed", exc_info=error)
-    return problem_response(error, exchange.request_id)
+    return response

@@ -94,12 +94,12 @@ class AnswerFailures:
                 raise
             # The bound of a shutdown was reached: say so to the caller rather than just hang up. With that it is done.
             ended = Unavailable("the server shut down before the answer was ready; send the request again")
-            await _problem(ended, exchange)(scope, receive, send)
+            await problem_response(ended, exchange)(scope, receive, send)
         except Exception as error:
             _errors.exception("request failed")
             if exchange.status:  # half an answer is out: only hanging up tells the caller
                 raise
-            await _problem(error, exchange)(scope, receive, send)
+            await problem_response(error, exchange)(scope, receive, send)
 
 
 class AllowOrigins(CORSMiddleware):
@@ -109,7 +109,7 @@ class AllowOrigins(CORSMiddleware):
         try:
             await super().__call__(scope, receive, send)
         except _PreflightRefused as refusal:
-            await _problem(refusal, exchange_of(scope))(scope, receive, send)
+            await problem_response(refusal, exchange_of(scope))(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Starlette's answer.
@@ -152,7 +152,7 @@ class RequireKey:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                await _problem(refusal, exchange_of(scope))(scope, receive, send)
+                await problem_response(refusal, exchange_of(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -183,11 +183,6 @@ def _judge(scope: Scope, fitting: KeyRing, other: KeyRing, wanted: str) -> Reque
     if stranger is not None:
         return Forbidden(f"the key that was sent is not for this; it takes {wanted}")
     return Unauthorized(f"send {wanted} that is valid, as X-API-Key: KEY or Authorization: Bearer KEY")
-
-
-def _problem(error: Exception, exchange: Exchange) -> Response:
-    exchange.code = getattr(error, "code", "internal_error")
-    return problem_response(error, exchange.request_id)
 
 
 def _access_fields(exchange: Exchange, scope: Scope, seconds: float) -> dict[str, Any]:

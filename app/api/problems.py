@@ -28,6 +28,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.api.exchange import Exchange
 from app.api.schemas import Problem
 from app.errors import (
     BrokenMedia,
@@ -135,9 +136,10 @@ def retry_after_s(error: Overloaded) -> int:
     return max(1, math.ceil(error.retry_after_s)) if math.isfinite(error.retry_after_s) else 60
 
 
-def problem_response(error: Exception, request_id: str) -> Response:
-    """The whole answer to a request that ended in `error`."""
-    problem = problem_of(error, request_id)
+def problem_response(error: Exception, exchange: Exchange) -> Response:
+    """The whole answer to a request that ended in `error`; the exchange is told its code."""
+    problem = problem_of(error, exchange.request_id)
+    exchange.code = problem.code
     return Response(
         problem.model_dump_json(), status_code=problem.status, headers=problem_headers(error), media_type=MEDIA_TYPE
     )

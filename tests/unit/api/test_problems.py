@@ -8,6 +8,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from app import errors
+from app.api.exchange import Exchange
 from app.api.problems import (
     INTERNAL_DETAIL,
     Forbidden,
@@ -80,11 +81,11 @@ def test_a_domain_message_is_the_detail() -> None:
 def test_the_time_to_wait_is_rounded_up_to_whole_seconds(wait_s: float, seconds: int) -> None:
     error = errors.Overloaded("full", retry_after_s=wait_s)
     assert retry_after_s(error) == seconds
-    assert problem_response(error, "id").headers["retry-after"] == str(seconds)
+    assert problem_response(error, Exchange("id", None)).headers["retry-after"] == str(seconds)
 
 
 def test_the_answer_is_problem_json() -> None:
-    response = problem_response(HTTPException(405, headers={"Allow": "GET"}), "id-9")
+    response = problem_response(HTTPException(405, headers={"Allow": "GET"}), Exchange("id-9", None))
     assert response.media_type == "application/problem+json"
     assert response.headers["allow"] == "GET"
     assert list(json.loads(bytes(response.body))) == ["type", "title", "status", "detail", "code", "request_id"]

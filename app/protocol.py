@@ -157,11 +157,13 @@ def limited_protocol(limits: ConnectionLimits, gate: Gate) -> type[asyncio.Proto
                 super().on_message_complete()
 
         def _begin_again_without_upgrade(self, rest: bytes) -> None:
-            """An upgrade is ignored (RFC 9110, 7.8). The parser has taken the body for another protocol, so it gets the
-            head once more, without what made it think so."""
+            """An upgrade is ignored (RFC 9110, 7.8). The parser has taken the body for another protocol, and reads no
+            more behind the last request of a connection, so another one gets the head without what made it think so."""
             head = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
             version = self.parser.get_http_version().encode()
             line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
             try:
                 self.parser.feed_data(b"%b%b\r\n%b" % (line, head, rest))
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):

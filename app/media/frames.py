@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ from app.media.timeline import Timeline, is_timed_by_decoding, packet_time
 _SKIPPING_DECODERS = ("h264", "hevc")
 _SEEK_PACKETS = 64  # fewer are read and thrown away instead
 _LOST_AFTER_PACKETS = 4096  # a seek that does not bring up its key frame by then has missed it
+_KEYS_BACK = (1, 2, 4, 8)
 _REORDERED_FRAMES = 16  # a frame is shown at most so many places from where it is stored (H.264 and HEVC, annex A)
 
 
@@ -66,7 +67,7 @@ class FrameReader:
     def _match(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
         pending = deque(run.wanted)
         previous: tuple[int, VideoFrame] | None = None
-        for time, frame in self._frames(run):
+        for time, frame in self._frames_from_key(run):
             while pending and time >= pending[0]:
                 wanted = pending.popleft()
                 use_previous = previous is not None and time != wanted and wanted - previous[0] <= time - wanted
@@ -84,6 +85,25 @@ class FrameReader:
             at_s = (wanted - int(self._timeline.shown[0])) * self._timeline.time_base
             raise BrokenMedia(f"the video is damaged: nothing near {at_s:.1f} s can be decoded")
         return frame
+
+    def _frames_from_key(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames of a run, from an earlier key frame if they come too late for the first one that is wanted.
+
+        In H.264 that is refreshed bit by bit (periodic intra refresh) a key frame is where that begins, and the decoder
+        shows nothing until so many reference frames later: with B-frames, a few key frames later.
+        """
+        frames = self._frames(run)
+        begin = next(frames, None)
+        earlier = np.flatnonzero(self._timeline.keys[: run.first])[::-1]
+        if self._codec.codec.name == "h264" and earlier.size:
+            for back in sorted({min(back, len(earlier)) for back in _KEYS_BACK}):
+                if begin is not None and begin[0] <= run.wanted[0]:
+                    break
+                frames = self._frames(replace(run, first=int(earlier[back - 1])))
+                begin = next(frames, None)
+        if begin is not None:
+            yield begin
+        yield from frames
 
     def _frames(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
         """The frames of a run as they come out of the decoder, with the time that each is shown."""

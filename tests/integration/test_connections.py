@@ -174,6 +174,21 @@ def test_an_upgrade_is_ignored_and_the_body_is_the_file(server: RunningServer, p
             assert json.loads(response.body)["predictions"][0]["label"] == "green"
 
 
+@pytest.mark.parametrize(
+    ("version", "connection"), [("1.1", "close, Upgrade"), ("1.0", "Upgrade"), ("1.0", "keep-alive, Upgrade")]
+)
+def test_an_upgrade_of_the_last_request_is_ignored_too(server: RunningServer, version: str, connection: str) -> None:
+    lines = [f"HTTP/{version}", "Host: test", f"Connection: {connection}", "Upgrade: h2c"]
+    data = image_of(GREEN)
+    for request, body in (("GET /health/live", b""), ("POST /classify/image", data)):
+        length = [f"Content-Length: {len(body)}"] if body else []
+        with connect(server.port) as socket_:
+            socket_.sendall("\r\n".join([f"{request} {lines[0]}", *lines[1:], *length, "", ""]).encode() + body)
+            response = read_response(socket_)
+            assert response.status == 200, response.body
+            assert response.closed or "keep-alive" in connection
+
+
 def test_the_body_of_an_upgrade_is_no_request(server: RunningServer) -> None:
     hidden = b"GET /models HTTP/1.1\r\nHost: test\r\n\r\n"
     head = post_head("/classify/image", "image/jpeg", f"Content-Length: {len(hidden)}", *UPGRADE)

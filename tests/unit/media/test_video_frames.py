@@ -21,11 +21,14 @@ from app.media.video import decode_video
 SIDE = 160
 VP9 = {"deadline": "realtime", "cpu-used": "8"}
 X265 = {"x265-params": "log-level=none"}
+REFRESHED = {"x264-params": "intra-refresh=1:scenecut=0"}  # no picture stands alone but the first one
 
 CLIPS = {
     "mp4, H.264 with B-frames": Clip(frames=300, gop=30),
     "mp4, H.264 in one group": Clip(frames=200),
     "mp4, H.264 with open groups": Clip(frames=300, options={"x264-params": "open-gop=1:keyint=24:bframes=3"}),
+    "mp4, H.264 that is refreshed bit by bit": Clip(frames=300, gop=20, options=REFRESHED),
+    "mkv, H.264 that is refreshed bit by bit": Clip("matroska", frames=150, rate=10, gop=12, options=REFRESHED),
     "mp4, in fragments": Clip(frames=300, gop=30, container_options={"movflags": "frag_keyframe+empty_moov"}),
     "mp4, HEVC": Clip(codec="libx265", frames=150, gop=30, options=X265),
     "mp4, AV1": Clip(codec="libsvtav1", frames=60, options={"preset": "12", "crf": "20"}),

@@ -160,11 +160,14 @@ def _load(image: ImageFile.ImageFile, data: Data) -> Image.Image:
         tiff.check_planes(image)
         image.load()
         return tiff.full_range(image)
-    grey_bits = data[_PNG_BITS_AT] if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "L" else 8
+    bits = data[_PNG_BITS_AT] if isinstance(image, PngImagePlugin.PngImageFile) and image.mode in ("L", "RGB") else 8
     image.load()
     hidden = image.info.get("transparency")
-    if grey_bits < 8 and isinstance(hidden, int):  # Pillow spreads the levels of 2 and 4 bits over 8, but not this one
-        image.info["transparency"] = hidden * 255 // ((1 << grey_bits) - 1)
+    # Pillow makes eight bits of the pixels' two, four or sixteen, but not of the level or colour that is transparent.
+    if bits < 8 and isinstance(hidden, int):
+        image.info["transparency"] = hidden * 255 // ((1 << bits) - 1)
+    elif bits == 16 and isinstance(hidden, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in hidden)
     has_alpha = isinstance(image, BmpImagePlugin.BmpImageFile) and image.mode == "RGBA"
     if has_alpha and image.getchannel("A").getextrema() == (0, 0):  # left empty by its writer, as browsers take it
         return image.convert("RGB")

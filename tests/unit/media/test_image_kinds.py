@@ -136,6 +136,20 @@ def test_the_transparent_level_of_a_png_of_few_bits_is_white(bits: int) -> None:
     assert greys(data) == [0, 255, 2 * 255 // most, 255]
 
 
+def test_the_transparent_colour_of_a_png_of_16_bits_is_white() -> None:
+    colours = np.array([(9, 200, 30), (50, 50, 50), (200, 30, 40), (0, 0, 0)], ">u2") * 257
+    line = np.repeat(colours, 8, axis=0).tobytes()
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
+        + png_chunk(b"tRNS", colours[2].tobytes())
+        + png_chunk(b"IDAT", zlib.compress((b"\0" + line) * 32))
+        + png_chunk(b"IEND", b"")
+    )
+    row = decode(data, SPEC)
+    assert row[16, [4, 12, 20, 28]].tolist() == [[9, 200, 30], [50, 50, 50], [255, 255, 255], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     "chunk",
     [

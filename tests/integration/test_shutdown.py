@@ -83,8 +83,9 @@ def test_during_the_grace_requests_are_taken_while_readiness_says_no(start_serve
     assert running.process.wait(20) == 0
 
 
-def test_a_further_signal_drops_what_is_not_finished(start_server: StartServer) -> None:
-    running = start_server(upload_idle_timeout_seconds=60).wait_until_ready()
+@pytest.mark.parametrize("http_workers", [1, 2])
+def test_a_further_signal_drops_what_is_not_finished(start_server: StartServer, http_workers: int) -> None:
+    running = start_server(upload_idle_timeout_seconds=60, http_workers=http_workers).wait_until_ready()
     with begin_upload(running, image_of(RED)) as connection:
         running.process.send_signal(signal.SIGINT)
         running.wait_for("draining")
@@ -96,8 +97,9 @@ def test_a_further_signal_drops_what_is_not_finished(start_server: StartServer) 
     assert "Traceback" not in running.log
 
 
-def test_a_drain_ends_within_its_bound(start_server: StartServer) -> None:
-    limits = {"upload_idle_timeout_seconds": 60, "shutdown_timeout_seconds": 1}
+@pytest.mark.parametrize("http_workers", [1, 2])
+def test_a_drain_ends_within_its_bound(start_server: StartServer, http_workers: int) -> None:
+    limits = {"http_workers": http_workers, "upload_idle_timeout_seconds": 60, "shutdown_timeout_seconds": 1}
     running = start_server(cors_origins=PAGE, **limits).wait_until_ready()
     with begin_upload(running, image_of(RED)) as connection:
         running.process.send_signal(signal.SIGTERM)

@@ -7,8 +7,9 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -19,8 +20,10 @@ from fastapi import FastAPI
 from app.api.application import Parts, build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
+from app.api.exchange import Exchange
 from app.api.gate import Gate
 from app.api.keys import KeyRing
+from app.api.middleware import AnswerFailures
 from app.api.query import QueryLimits
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
@@ -42,15 +45,16 @@ class SteeredTicket:
         self.deadline = float("inf")
         self.model = type("Model", (), {"name": "m"})()
         self.grown: list[dict[str, int]] = []
+        self.noted: list[str] = []
 
     def grow(self, **more: int) -> None:
         self.grown.append(more)
 
     def set_aside(self) -> None:
-        """No upload of these tests takes long."""
+        self.noted.append("set aside")
 
     def resume(self) -> None:
-        """As above."""
+        self.noted.append("resumed")
 
     def __enter__(self) -> SteeredTicket:
         return self
@@ -450,3 +454,36 @@ def test_a_page_may_read_of_a_failure_of_ours(origins: tuple[str, ...], log: io.
         assert response.headers["x-request-id"] == response.json()["request_id"]
     stranger = ask(build(SteeredService()), "GET", "/models", headers={"Origin": "https://app.example"})
     assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_an_upload_that_takes_long_is_set_aside_until_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.classify._SLOW_UPLOAD_S", 0.01)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(0.1)
+        yield b"y"
+
+    service = SteeredService()
+    ask(build(service), "POST", "/classify/image", content=chunks(), headers={"content-type": "image/png"})
+    assert service.tickets[0].noted == ["set aside", "resumed"]
+
+
+def test_a_request_of_several_files_tells_of_the_slowest_of_each_stage() -> None:
+    slow = replace(ANSWER, latency=Latency(0.5, 0.001, 0.4, 0.001))
+    response = ask(build(SteeredService(slow, ANSWER)), "POST", "/classify/image", files=[("file", b"x")] * 2)
+    assert "decode;dur=500.000, queue;dur=3.000, inference;dur=400.000" in response.headers["server-timing"]
+
+
+def test_a_cancellation_after_the_answer_began_is_no_second_answer() -> None:
+    async def half(scope: Any, receive: Any, send: Any) -> None:
+        exchange.status = 200
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    channel = Channel()
+    exchange = Exchange("r", None)
+    exchange.bind(channel.scope)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(AnswerFailures(half)(channel.scope, channel.receive, channel.send))
+    assert [message["type"] for message in channel.sent] == ["http.response.start"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,15 @@ def test_a_file_of_keys_closes_the_server_even_while_it_is_empty(tmp_path: Path)
     file = tmp_path / "keys"
     file.touch()
     assert KeyRing(file=file).required
+
+
+def test_a_key_that_gives_way_to_one_of_its_length_opens_nothing_more(tmp_path: Path) -> None:
+    now = [0.0]
+    file = tmp_path / "keys"
+    file.write_text("alice:one\n")
+    keys = KeyRing((), file, clock=lambda: now[0])
+    file.write_text("alice:two\n")
+    os.utime(file, (9, 9))
+    now[0] += 2
+    assert keys.name_of(sent("two")) == "alice"
+    assert keys.name_of(sent("one")) is None

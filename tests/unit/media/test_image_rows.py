@@ -82,7 +82,13 @@ def test_a_large_photo_scaled_by_its_decoder_is_within_a_level_on_average(
 def test_a_large_grey_photo_is_scaled_by_its_decoder_too() -> None:
     data = encode(scene(1601, 1500).convert("L"), "JPEG", quality=92)
     assert 0 < np.abs(decode(data) - textbook(data)).mean() <= 1.0
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_exact_holds_for_photos_that_go_through_pillow(mode: str) -> None:
+    data = encode(noise(1601, 1500).convert(mode), "JPEG", quality=92)
     assert far_off(decode(data, EXACT), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
+    assert far_off(decode(data), textbook(data)) > 0.001
 
 
 def test_a_scaled_photo_is_not_shifted() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.pool import MOST_CODEC_THREADS, MediaPool
-from app.media.process import FORK_SERVER_COMMAND
+from app.media.process import FORK_SERVER_COMMAND, WorkerProcess
 from app.media.shared import SMALL_FILE_BYTES, SharedBytes
 from app.media.spec import DecodeJob, ImageSpec
 
@@ -380,3 +381,21 @@ def test_an_upload_that_was_closed_already_is_refused_at_once() -> None:
                 await pool.decode(body, PHOTO, time.monotonic() + 1)
 
     run(scene)
+
+
+def test_each_codec_thread_may_take_the_time_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    headers: list[Any] = []
+    send = WorkerProcess.send
+
+    def watched(self: WorkerProcess, header: Any, *rest: Any) -> None:
+        headers.append(header)
+        send(self, header, *rest)
+
+    monkeypatch.setattr(WorkerProcess, "send", watched)
+
+    async def scene() -> None:
+        async with a_pool(codec_threads=7, video_timeout_s=30.0) as (pool, _):
+            (await order(pool, "fill:1", CLIP)).close()
+
+    run(scene)
+    assert (headers[0].threads, headers[0].cpu_s) == (7, pytest.approx(7 * 30.0))

@@ -260,3 +260,13 @@ def test_a_worker_is_ended_before_the_server_whatever_that_has_for_a_score(least
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == min(1000, server + 500)
+
+
+def test_processor_time_that_earlier_jobs_used_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    used = resource.struct_rusage((100.5, 20.5, *[0] * 14))
+    monkeypatch.setattr(resource, "getrusage", lambda who: used)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda limit, bounds: asked.append(bounds[0]))
+    sandbox.allow_cpu_time(10.0)
+    assert 131 <= asked[0] <= 134

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from clips import Clip, write
@@ -203,3 +205,41 @@ def test_red_is_first() -> None:
     red, green, blue = decode(data, spec(64, 64))[0, 0].reshape(-1, 3).mean(axis=0)
     assert red > 200
     assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corners"),  # a, b, c, d
+    [((-1, 0, 0, 1), "GRWB"), ((1, 0, 0, -1), "BWRG"), ((0, 1, 1, 0), "RBGW"), ((0, -1, -1, 0), "WGBR")],
+)
+def test_a_mirrored_picture_is_mirrored_back(matrix: tuple[int, int, int, int], corners: str) -> None:
+    def draw(number: int, width: int, height: int) -> NDArray[np.uint8]:
+        return np.asarray(quarters(width, height))
+
+    data = bytearray(write(Clip(frames=3, width=160, height=96, draw=draw)))
+    a, b, c, d = (each << 16 for each in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    row = decode(bytes(data), spec(64, 64))[0, 0]
+    names = {(True, False, False): "R", (False, True, False): "G", (False, False, True): "B", (True, True, True): "W"}
+    seen = [tuple((row[y, x] > 127).tolist()) for y, x in ((8, 8), (8, 56), (56, 8), (56, 56))]
+    assert "".join(names[pixel] for pixel in seen) == corners
+
+
+@pytest.mark.parametrize("default", [0, 1])
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+def test_of_several_picture_tracks_the_default_one_is_watched(container: str, default: int) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as target:
+        tracks = []
+        for number in (0, 1):
+            track = target.add_stream("libx264", rate=30)
+            assert isinstance(track, VideoStream)
+            track.width, track.height, track.pix_fmt = 64, 64, "yuv420p"
+            track.disposition = Disposition.default if number == default else Disposition(0)
+            tracks.append(track)
+        for track, colour in zip(tracks, ((255, 0, 0), (0, 0, 255)), strict=True):
+            for _ in range(3):
+                frame = VideoFrame.from_ndarray(np.full((64, 64, 3), colour, np.uint8), "rgb24")
+                target.mux(track.encode(frame.reformat(format="yuv420p")))
+            target.mux(track.encode(None))
+    row = decode(file.getvalue(), spec(64, 64))[0, 0]
+    assert row[32, 32].argmax() == (0, 2)[default]

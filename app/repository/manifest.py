@@ -139,6 +139,8 @@ def read_manifest(path: Path) -> Manifest:
             wrong field, which the message names.
     """
     try:
+        if path.exists() and not path.is_file():  # to open a FIFO waits for a writer
+            raise PackageError(f"{path}: it is no regular file")
         document: Any = json.loads(path.read_text(encoding="utf-8"))
         # "\ud800", half a character, is JSON; as a key or a value it could never be written into an answer.
         json.dumps(document, ensure_ascii=False).encode()

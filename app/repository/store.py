@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +134,12 @@ def open_package(path: PackagePath) -> Package:
     Raises:
         PackageError: a file is missing, was changed after the build, or contradicts the manifest.
     """
-    known_by = fingerprint(path)
-    manifest = read_manifest(path.folder / MANIFEST)
+    file = path.folder / MANIFEST
+    try:
+        known_by = sha256(file)
+    except OSError as error:
+        raise PackageError(f"{file}: cannot be read ({error.strerror})") from error
+    manifest = read_manifest(file)
     if (manifest.name, manifest.version) != (path.name, path.version):
         raise PackageError(
             f"{path.folder}: the manifest is of {manifest.name} version {manifest.version}; "
@@ -147,7 +153,7 @@ def open_package(path: PackagePath) -> Package:
     labels = read_labels(path.folder.parent / LABELS)
     if len(labels) != manifest.num_classes:
         raise PackageError(f"{path.folder}: {len(labels)} labels for {manifest.num_classes} classes")
-    return Package(manifest, known_by or "", path.folder, labels, _read_golden(path.folder / GOLDEN, manifest))
+    return Package(manifest, known_by, path.folder, labels, _read_golden(path.folder / GOLDEN, manifest))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -167,7 +173,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: opening a FIFO waits for a writer, and a device may not end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -183,6 +195,8 @@ def check_hash(folder: Path, name: str, expected: str) -> None:
         actual = sha256(file)
     except OSError as error:
         raise PackageError(f"{folder}: {name} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # it holds a NUL, or what the file system's encoding lacks
+        raise PackageError(f"{folder}: the manifest names {name!a}, which no file can be called") from error
     if actual != expected:
         raise PackageError(
             f"{folder}: {name} was changed after the build (sha256 {actual[:12]}…, not {expected[:12]}…)"
@@ -191,11 +205,12 @@ def check_hash(folder: Path, name: str, expected: str) -> None:
 
 def _read_golden(path: Path, manifest: Manifest) -> Golden:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            golden = Golden(arrays["rows"], arrays["probabilities"])
-    except (OSError, ValueError, KeyError) as error:
+        # NumPy leaves a file open that it opens itself and finds to be none of its own.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            golden = Golden(np.asarray(arrays["rows"]), np.asarray(arrays["probabilities"]))
+    except Exception as error:  # of a file that is none, NumPy lets through what zipfile, zlib and others say
         raise PackageError(f"{path}: not a golden sample ({error})") from error
-    n = len(golden.rows)
+    n = len(golden.rows) if golden.rows.ndim else 0
     if n == 0 or golden.rows.shape != (n, *manifest.row_shape) or golden.rows.dtype != np.uint8:
         raise PackageError(
             f"{path}: rows are {golden.rows.dtype} {golden.rows.shape}, not uint8 [n, *{manifest.row_shape}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,11 +62,13 @@ class MeasuredStore:
         if self._folder is None:
             return
         file = _file(self._folder, key)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"key": key, **asdict(measured)}, indent=1), encoding="utf-8")
-            partial.replace(file)
+            # Servers share the folder, and those in containers may even have the same process id.
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=f"{file.name}.", suffix=".partial") as own:
+                whole = Path(own, file.name)
+                whole.write_text(json.dumps({"key": key, **asdict(measured)}, indent=1), encoding="utf-8")
+                whole.replace(file)
         except OSError as error:
             logger.warning("measurements cannot be kept in %s (%s)", self._folder, error.strerror)
 

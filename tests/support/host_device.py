@@ -1,11 +1,13 @@
 """A `Device` whose memory is the host's and whose queues do everything at once: what stands above a GPU runs for real.
 
-It keeps account of what was given out, and lets a test refuse memory or recording.
+It keeps account of what was given out, and lets a test refuse memory or recording. Another one does nothing before it
+must, as a GPU may: what was not waited for has not happened.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -106,3 +108,46 @@ class HostDevice:
         self._number += 1
         self.held.add((kind, self._number))
         return self._number
+
+
+class LateDevice(HostDevice):
+    """Does a stream's work when that is synchronised, or when another stream waits for an event behind it."""
+
+    def __init__(self) -> None:
+        super().__init__(records=False)
+        self._queues: defaultdict[int, deque[Callable[[], None]]] = defaultdict(deque)
+        self._marked: dict[int, int] = {}  # streams, by the events that they have not come to
+
+    def later(self, stream: int, work: Callable[[], None]) -> None:
+        """Queue work that reads and writes the device's memory."""
+        self._queues[stream].append(work)
+
+    def upload(self, target: int, source: NDArray[Any], stream: int) -> None:
+        self.later(stream, lambda: HostDevice.upload(self, target, source, stream))
+
+    def download(self, target: NDArray[Any], source: int, stream: int) -> None:
+        self.later(stream, lambda: HostDevice.download(self, target, source, stream))
+
+    def move(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        self.later(stream, lambda: HostDevice.move(self, target, source, nbytes, stream))
+
+    def mark(self, event: int, stream: int) -> None:
+        super().mark(event, stream)
+        self._marked[event] = stream
+        self.later(stream, lambda: self._reach(event))
+
+    def wait(self, stream: int, event: int) -> None:
+        super().wait(stream, event)
+        self.later(stream, lambda: self._run_to(event))
+
+    def synchronise(self, stream: int) -> None:
+        super().synchronise(stream)
+        while self._queues[stream]:
+            self._queues[stream].popleft()()
+
+    def _reach(self, event: int) -> None:
+        del self._marked[event]
+
+    def _run_to(self, event: int) -> None:
+        while event in self._marked:
+            self._queues[self._marked[event]].popleft()()

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from host_device import HostDevice
+from host_device import HostDevice, LateDevice
 
 from app.engines.base import Rows, batch_ladder
 from app.engines.pipeline import Pipeline
@@ -109,6 +109,19 @@ def test_rows_staged_behind_a_running_batch_do_not_touch_it(pipeline: Pipeline, 
     np.testing.assert_array_equal(pipeline.run(first, run_and_stage_meanwhile, record=False), expected(first))
     np.testing.assert_array_equal(pipeline.run(second, sums, record=False), expected(second))
     assert device.log.count("upload") == 2
+
+
+def test_every_copy_is_waited_for_on_a_device_that_is_never_early() -> None:
+    device = LateDevice()
+    pipeline = Pipeline(device, ROW, CLASSES, batch_ladder(4))
+    sums = Sums(pipeline)
+    first, second, unannounced = draw(2, 1), draw(2, 2), draw(3, 3)
+    pipeline.stage(first)
+    pipeline.stage(second)
+    for rows in (first, second, unannounced):
+        answers = pipeline.run(rows, lambda size: device.later(pipeline.stream, lambda: sums(size)), record=False)
+        np.testing.assert_array_equal(answers, expected(rows))
+    pipeline.close()
 
 
 def test_a_buffer_that_is_filled_and_staged_again_counts_with_its_new_rows(pipeline: Pipeline) -> None:

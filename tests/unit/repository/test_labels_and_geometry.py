@@ -47,3 +47,13 @@ def test_a_crop_larger_than_the_picture_is_a_bad_package(make_package: MakePacka
     with pytest.raises(PackageError) as refused:
         read_manifest(path)
     assert str(refused.value) == f"{path}: preprocessing: a crop of 8x8 does not fit a short side of 7"
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_a_crop_that_is_too_large_on_one_side_is_a_bad_package(make_package: MakePackage, side: str) -> None:
+    path = make_package("model") / "model" / "1" / "model.json"
+    manifest = json.loads(path.read_text())
+    manifest["preprocessing"][side] = manifest["preprocessing"]["resize_short_side"] + 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match="does not fit a short side"):
+        read_manifest(path)

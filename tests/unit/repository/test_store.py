@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.errors import PackageError
 from app.repository.manifest import read_manifest
-from app.repository.store import check_hash, discover, open_package, removed
+from app.repository.store import PackagePath, check_hash, discover, fingerprint, open_package, removed
 
 MakePackage = Callable[..., Path]
 
@@ -127,3 +128,45 @@ def test_a_version_may_be_a_link_and_its_files_may_be_links(make_package: MakePa
 def test_a_manifest_names_nothing_outside_of_its_package(tmp_path: Path, name: str) -> None:
     with pytest.raises(PackageError, match="outside the package"):
         check_hash(tmp_path / "model" / "1", name, "0" * 64)
+
+
+def test_a_name_that_no_file_can_have_is_a_bad_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="which no file can be called") as refusal:
+        check_hash(tmp_path / "model" / "1", "model\0.onnx", "0" * 64)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.fixture
+def nothing_else_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would hang a server is an error here."""
+    open_path = Path.open
+
+    def open_file(path: Path, *args: Any, **kwargs: Any) -> Any:
+        assert path.is_file() or not path.exists(), f"{path} was opened"
+        return open_path(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_file)
+
+
+@pytest.mark.usefixtures("nothing_else_is_opened")
+@pytest.mark.parametrize("name", ["model.json", "model.onnx", "golden.npz", "../labels.txt"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(make_package: MakePackage, name: str) -> None:
+    folder = make_package("model") / "model" / "1"
+    (folder / name).unlink()
+    os.mkfifo(folder / name)  # whoever opens it waits for a writer
+    with pytest.raises(PackageError, match=rf"{name}.*no regular file"):
+        open_package(PackagePath("model", 1, folder))
+    if name == "model.json":
+        with pytest.raises(PackageError, match="no regular file"):
+            read_manifest(folder / name)
+
+
+@pytest.mark.usefixtures("nothing_else_is_opened")
+def test_a_link_to_a_device_is_no_regular_file_either(make_package: MakePackage) -> None:
+    folder = make_package("model") / "model" / "1"
+    (folder / "model.json").unlink()
+    (folder / "model.json").symlink_to("/dev/zero")  # whoever reads it never ends
+    path = PackagePath("model", 1, folder)
+    assert fingerprint(path) is None
+    with pytest.raises(PackageError, match=r"model\.json: cannot be read \(it is no regular file\)"):
+        open_package(path)

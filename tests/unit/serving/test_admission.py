@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import pytest
 from serving_fakes import Clock
 
 from app.errors import Overloaded
-from app.serving.admission import Admission, InFlight, Lane
+from app.serving.admission import NOTHING, Admission, InFlight, Lane
 
 
 @pytest.fixture
@@ -105,6 +106,7 @@ def test_an_upload_that_took_long_is_refused_if_others_have_taken_its_place(
     assert admission.predicted_wait_s("cpu") == pytest.approx(4.0)
     slow.release()
     assert admission.in_flight == InFlight(4, 0)
+    assert admission.predicted_wait_s("cpu") == pytest.approx(4.0)  # nobody's place went with it
 
 
 def test_an_upload_that_took_long_and_is_alone_goes_on_whatever_is_predicted(
@@ -166,6 +168,34 @@ def test_what_is_released_stays_released(admission: Admission) -> None:
         first.release()
         first.grow(rows=1, nbytes=1)
     assert admission.in_flight == InFlight(2, 20)
+
+
+class Noticeboard:
+    """Other processes, which have nothing in flight; keeps what they are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[InFlight, dict[str, float]]] = []
+
+    def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None:
+        self.told.append((mine, dict(backlog_s)))
+
+    def in_flight(self) -> InFlight:
+        return NOTHING
+
+    def backlog_s(self, device: str) -> float:
+        return 0.0
+
+
+def test_other_processes_are_told_of_all_that_waits_on_a_device_and_not_of_uploads_that_take_long(clock: Clock) -> None:
+    board = Noticeboard()
+    admission = Admission(max_rows=10, max_bytes=1000, clock=clock, peers=board)
+    admission.admit(FAST, rows=1, nbytes=0, deadline=9999)
+    slow = admission.admit(SLOW, rows=4, nbytes=10, deadline=9999)
+    slow.set_aside()
+    slow.resume(9999, 0.0)
+    slow.release()
+    assert [backlog_s["cpu"] for _, backlog_s in board.told] == pytest.approx([0.1, 4.1, 0.1, 4.1, 0.1])
+    assert [mine for mine, _ in board.told] == [InFlight(1, 0), *[InFlight(5, 10)] * 3, InFlight(1, 0)]
 
 
 def test_many_threads_leave_nothing_behind(admission: Admission) -> None:

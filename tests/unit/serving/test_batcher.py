@@ -32,12 +32,12 @@ class Taking:
         self, batcher: Batcher, limit: Callable[[], int] = lambda: 8, hold: Callable[[], bool] = lambda: False
     ) -> None:
         self.taken: list[list[Slice] | None] = []
-        self._thread = threading.Thread(target=lambda: self.taken.append(batcher.take(limit, hold=hold)), daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=lambda: self.taken.append(batcher.take(limit, hold=hold)), daemon=True)
+        self.thread.start()
 
     def batch(self) -> list[Slice]:
         """What it took, once it has."""
-        self._thread.join(PATIENCE_S)
+        self.thread.join(PATIENCE_S)
         assert self.taken, "the queue gave nothing"
         assert self.taken[0] is not None
         return self.taken[0]
@@ -115,6 +115,15 @@ def test_expired_rows_are_dropped_when_a_batch_closes(batcher: Batcher, clock: C
     assert late.releases == 1
 
 
+def test_an_engine_that_finds_only_expired_rows_goes_on_waiting(batcher: Batcher, clock: Clock) -> None:
+    late = Listener()
+    batcher.submit(rows_of(1), clock.now - 1.0, late)
+    engine = Taking(batcher)
+    assert isinstance(late.error(), DeadlineExceeded)
+    batcher.submit(rows_of(2), LATER, Listener())
+    assert marks(engine.batch()) == [2]
+
+
 def test_the_rest_of_a_cut_request_that_expires_is_dropped_and_freed_after_its_running_part(
     batcher: Batcher, clock: Clock
 ) -> None:
@@ -180,6 +189,17 @@ def test_rows_of_a_stuck_engine_are_settled_now_and_freed_when_it_returns(batche
     assert listener.releases == 1
 
 
+def test_a_cut_request_has_waited_until_its_first_batch_began(batcher: Batcher, clock: Clock) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(0, 1), LATER, listener)
+    first, second = take(batcher, limit=1), take(batcher, limit=1)
+    clock.now = 1003.0
+    for part, began in ((first, 1001.0), (second, 1002.0)):
+        batcher.finish(part, probabilities_of(marks(part)), began=began, batch_rows=1)
+    inference = listener.inference()
+    assert (inference.queue_s, inference.inference_s) == (1.0, 2.0)
+
+
 def test_the_depth_is_told_at_every_change_and_ends_at_zero(clock: Clock) -> None:
     depths: list[int] = []
     batcher = Batcher(max_rows=16, deliver=deliver_here, predict_s=float, on_depth=depths.append, clock=clock)
@@ -224,6 +244,31 @@ def test_closing_settles_what_waits_and_lets_what_runs_finish(batcher: Batcher) 
         batcher.submit(rows_of(3), LATER, Listener())
 
 
+def test_closing_frees_a_cut_request_only_after_its_running_part(batcher: Batcher) -> None:
+    listener = Listener()
+    batcher.submit(rows_of(1, 2), LATER, listener)
+    running = take(batcher, limit=1)
+    batcher.close()
+    assert isinstance(listener.error(), Unavailable)
+    assert listener.releases == 0
+    finish(batcher, running)
+    assert listener.releases == 1
+
+
+def test_closing_ends_an_engine_s_wait(batcher: Batcher) -> None:
+    waits = threading.Semaphore(0)
+
+    def hold() -> bool:  # asked under the lock, which the queue cannot be closed without
+        waits.release()
+        return False
+
+    engine = Taking(batcher, hold=hold)
+    assert waits.acquire(timeout=PATIENCE_S)
+    batcher.close()
+    engine.thread.join(PATIENCE_S)
+    assert engine.taken == [None]
+
+
 def test_a_stopping_engine_leaves_the_queue_to_the_others(batcher: Batcher) -> None:
     batcher.submit(rows_of(1), LATER, Listener())
     assert batcher.take(lambda: 8, stopping=lambda: True) is None
@@ -239,6 +284,12 @@ def test_a_delay_counts_from_the_oldest_row_and_a_full_batch_does_not_wait(clock
     assert marks(take(batcher)) == [2, 1]
     batcher.submit(rows_of(3, 4), LATER, Listener())
     assert marks(take(batcher, limit=2)) == [3, 4]
+
+
+def test_a_delay_ends_by_itself() -> None:
+    batcher = Batcher(max_rows=16, deliver=deliver_here, predict_s=float, max_delay_s=0.05)
+    batcher.submit(rows_of(1), float("inf"), Listener())
+    assert marks(take(batcher)) == [1]
 
 
 def test_a_prefetching_engine_that_still_runs_closes_only_full_batches(batcher: Batcher) -> None:

@@ -1,4 +1,4 @@
-"""Engines of a deployment that cannot begin, or begin again, are closed."""
+"""Engines of a deployment that cannot begin, or begin again, are closed, and the model can be loaded anew."""
 
 from __future__ import annotations
 
@@ -23,6 +23,36 @@ from app.serving.registry import ModelRegistry
 from app.serving.supervisor import SupervisionOptions
 
 start_thread = threading.Thread.start
+
+
+class Mortal:
+    """An engine whose thread dies, or that has no room, when told to."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.fault: BaseException | None = None
+        self.closed = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def run(self, rows: Rows) -> Probabilities:
+        if self.fault is not None:
+            raise self.fault
+        return self.inner.run(rows)
+
+    def close(self) -> None:
+        self.closed.set()
+        self.inner.close()
+
+
+def lose_engine(registry: ModelRegistry, engine: Mortal) -> None:
+    """Have the thread of the only model's engine die of a batch."""
+    engine.fault = SystemExit()
+    model = registry.get("image", None)
+    with pytest.raises(EngineError):
+        asyncio.run(model.dispatcher.infer(FakeRows(np.zeros((1, 8, 8, 3), np.uint8)), time.monotonic() + PATIENCE_S))
+    model.release()
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # two alone, or two streams and the engine of all cores
@@ -74,26 +104,6 @@ def test_every_engine_is_closed_where_one_finds_no_thread_and_the_model_can_be_l
 def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_is_made(
     make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mortal:
-        """An engine whose thread dies, or that has no room, when told to."""
-
-        def __init__(self, inner: Engine) -> None:
-            self.inner = inner
-            self.fault: BaseException | None = None
-            self.closed = threading.Event()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.inner, name)
-
-        def run(self, rows: Rows) -> Probabilities:
-            if self.fault is not None:
-                raise self.fault
-            return self.inner.run(rows)
-
-        def close(self) -> None:
-            self.closed.set()
-            self.inner.close()
-
     made: list[Mortal] = []
 
     def create(*args: Any) -> Engine:
@@ -112,14 +122,37 @@ def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_i
     options = ServingOptions(warmup_budget_s=0.05, supervision=watchful)
     registry = ModelRegistry(tmp_path / "repo", EngineOptions("onnxruntime", threads=1, max_batch=2), options)
     registry.load_all()
-    made[0].fault = SystemExit()
-    model = registry.get("image", None)
-    with pytest.raises(EngineError):
-        asyncio.run(model.dispatcher.infer(FakeRows(np.zeros((1, 8, 8, 3), np.uint8)), time.monotonic() + PATIENCE_S))
-    model.release()
+    lose_engine(registry, made[0])
     end = time.monotonic() + PATIENCE_S
     while (len(made) < 3 or registry.unready_reason() is not None) and time.monotonic() < end:
         time.sleep(0.001)
     assert registry.unready_reason() is None
     assert [each.closed.is_set() for each in made] == [True, True, False]
+    registry.close()
+
+
+def test_a_model_whose_engine_waits_to_be_rebuilt_is_loaded_anew_though_its_package_has_not_changed(
+    make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Mortal] = []
+
+    def create(*args: Any) -> Engine:
+        made.append(Mortal(create_engine(*args)))
+        return made[-1]
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    make_package("model")
+    options = ServingOptions(
+        warmup_budget_s=0.05, supervision=SupervisionOptions(interval_s=0.002, first_pause_s=3600, longest_pause_s=3600)
+    )
+    registry = ModelRegistry(tmp_path / "repo", EngineOptions("onnxruntime", threads=1, max_batch=2), options)
+    registry.load_all()
+    assert registry.load("model").outcome == "unchanged"
+    lose_engine(registry, made[0])
+    end = time.monotonic() + PATIENCE_S
+    while registry.unready_reason() is None and time.monotonic() < end:
+        time.sleep(0.001)
+    assert registry.unready_reason() is not None
+    assert registry.load("model").outcome == "swapped"
+    assert registry.unready_reason() is None
     registry.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +68,19 @@ def test_an_answer_comes_back_and_its_rows_are_given_back(
     inference = asyncio.run(dispatcher.infer(rows, soon()))
     assert classes_of(inference) == [2, 5]
     assert rows.closes == 1
+
+
+def test_an_answer_is_not_kept_until_its_deadline(dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate) -> None:
+    async def scenario() -> None:
+        inference = await dispatcher.infer(FakeRows(rows_of(1)), soon())
+        answer = weakref.ref(inference)
+        await dispatcher.infer(FakeRows(rows_of(2)), soon())  # the engine's thread may hold on to its last batch
+        del inference
+        gc.collect()
+        assert answer() is None
+
+    gate.open()
+    asyncio.run(scenario())
 
 
 def test_a_failed_batch_raises_and_gives_its_rows_back(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from serving_fakes import FakeEngine, probabilities_of, rows_of
 
-from app.engines.base import Engine, Probabilities, Rows
+from app.engines.base import Engine, EngineInfo, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
 from app.errors import EngineError, PackageError
 from app.repository.store import Golden
-from app.serving.golden import TOLERANCES, GoldenSample, check_golden, compare
+from app.serving.golden import TOLERANCES, GoldenSample, check_golden, compare, run_checked
 
 MakeGraph = Callable[..., Path]
 
@@ -108,8 +108,9 @@ def test_an_untrained_model_with_other_weights_is_noticed_though_all_its_probabi
 class Fixed(FakeEngine):
     """Gives what it was told to."""
 
-    def __init__(self, probabilities: Probabilities) -> None:
-        super().__init__()
+    def __init__(self, probabilities: Probabilities, precision: str = "fp32") -> None:
+        super().__init__(max_batch=len(probabilities))
+        self.info = EngineInfo("fake", precision, "cpu")
         self.probabilities = probabilities
         self.classes = probabilities.shape[1]
 
@@ -140,6 +141,59 @@ def test_rounding_to_bf16_is_within_its_tolerance_and_not_within_that_of_fp32() 
     assert report.max_log_ratio > TOLERANCES["fp32"].log_ratio
 
 
+def test_the_looser_tolerance_of_engine_and_graph_applies() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1, 1000)) * 3
+    golden = Golden(rows_of(0), softmax(logits))
+    rounded = softmax(logits * (1 + rng.normal(size=logits.shape) * 0.02))
+    check_golden(Fixed(rounded, "bf16"), golden, "fp32")
+    check_golden(Fixed(rounded, "fp32"), golden, "bf16")
+    with pytest.raises(PackageError):
+        check_golden(Fixed(rounded, "fp32"), golden, "fp32")
+
+
+def test_no_tolerance_is_as_wide_as_the_classic_mistake() -> None:
+    """Swapped colour channels have moved the log-probabilities of a real model by as little as this."""
+    assert max(tolerance.log_ratio for tolerance in TOLERANCES.values()) < 0.24
+
+
+def test_a_confident_model_that_is_off_is_refused_though_its_logarithms_are_close() -> None:
+    def confident(*best: float) -> Probabilities:
+        """All but a millionth on two of a thousand classes."""
+        row = np.full((1, 1000), 1e-6, np.float32)
+        row[0, :2] = best
+        return row
+
+    right, wrong = confident(0.5, 0.498), confident(0.62, 0.378)
+    report = compare(wrong, right, TOLERANCES["bf16"])
+    assert report.max_log_ratio < TOLERANCES["bf16"].log_ratio
+    assert report.top1_agreement == 1.0
+    with pytest.raises(PackageError, match=r"probabilities by up to 0\.12"):
+        check_golden(Fixed(wrong, "bf16"), Golden(rows_of(0), right), "bf16")
+
+
+def test_another_top_class_alone_is_refused() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, 1000)) * 0.5
+    other = logits.copy()
+    logits[0, :2], other[0, :2] = (3.3, 2.5), (2.8, 2.9)
+    right, wrong = softmax(logits), softmax(other)
+    report = compare(wrong, right, TOLERANCES["bf16"])
+    assert report.max_abs_probability < TOLERANCES["bf16"].probability
+    assert report.max_log_ratio < TOLERANCES["bf16"].log_ratio
+    with pytest.raises(PackageError, match="top-1 agreement 0%"):
+        check_golden(Fixed(wrong, "bf16"), Golden(rows_of(0), right), "bf16")
+
+
+def test_one_row_that_is_off_among_many_is_refused() -> None:
+    right = softmax(np.random.default_rng(0).normal(size=(50, 1000)))
+    wrong = right.copy()
+    wrong[49:] = softmax(np.log(right[49:]) * 1.006)
+    golden = Golden(rows_of(*[0] * 50), right)
+    check_golden(Fixed(right), golden, "fp32")
+    with pytest.raises(PackageError, match=r"log-probabilities by 0\.006"):
+        check_golden(Fixed(wrong), golden, "fp32")
+
+
 def test_another_top_class_is_allowed_only_where_the_reference_hardly_prefers_its_own() -> None:
     expected = np.array([[0.5, 0.3, 0.2]], np.float32)
     swapped = np.array([[0.3, 0.5, 0.2]], np.float32)
@@ -147,6 +201,20 @@ def test_another_top_class_is_allowed_only_where_the_reference_hardly_prefers_it
     tie = np.array([[0.40001, 0.4, 0.2]], np.float32)
     swapped_tie = np.array([[0.4, 0.40001, 0.2]], np.float32)
     assert compare(swapped_tie, tie, TOLERANCES["fp32"]).top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda answers: answers[:-1], lambda answers: np.vstack([answers, answers[:1]]), lambda answers: answers.ravel()],
+    ids=["a row too few", "a row too many", "flat"],
+)
+def test_answers_of_another_shape_are_an_engine_error(spoil: Callable[[Probabilities], Probabilities]) -> None:
+    class Misshapen(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            return spoil(super().run(rows))
+
+    with pytest.raises(EngineError, match="the engine gave"):
+        run_checked(Misshapen(), rows_of(1, 2, 3))
 
 
 def test_the_golden_rows_come_over_and_over_in_batches_of_any_size() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -221,6 +222,9 @@ def test_a_ceiling_that_a_passing_want_of_memory_has_lowered_rises_again(batcher
     short = False
     submit(batcher, *[1] * 400).inference()
     assert instance.max_batch == 2
+    for _ in range(300):  # they are smaller than the ceiling allows, and say nothing of it
+        submit(batcher, 1).inference()
+    assert instance.max_batch == 2
     for _ in range(10):
         submit(batcher, *[1] * 400).inference()
     assert instance.max_batch == 8
@@ -280,6 +284,10 @@ def test_a_proof_that_hangs_can_be_seen(batcher: Batcher, start: Start) -> None:
     go_on.set()
     assert seen is not None
     assert seen.rows == 8
+    end = time.monotonic() + PATIENCE_S
+    while instance.busy is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    assert instance.busy is None
     assert classes_of(submit(batcher, 2).inference()) == [2]
     instance.stop()
     assert instance.join(PATIENCE_S)

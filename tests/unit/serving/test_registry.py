@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import re
 import shutil
 import threading
@@ -12,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -371,14 +371,22 @@ def test_the_server_stays_ready_while_a_further_model_is_loaded(
 
 
 def test_a_file_system_that_hangs_stops_no_request_and_no_health_check(
-    make_package: MakePackage, make_registry: MakeRegistry
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_package("model")
     registry = make_registry()
     registry.load_all()
     manifest = root / "model" / "2" / "model.json"
     manifest.parent.mkdir()
-    os.mkfifo(manifest)  # whoever opens it waits for a writer
+    manifest.touch()
+    disk, open_path = Gate(), Path.open
+
+    def open_when_the_disk_answers(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == manifest:
+            disk([])
+        return open_path(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_when_the_disk_answers)
     refusals: list[ChangeRefused] = []
 
     def load() -> None:
@@ -390,27 +398,15 @@ def test_a_file_system_that_hangs_stops_no_request_and_no_health_check(
     asked: list[object] = []
     loading = threading.Thread(target=load, daemon=True)
     loading.start()
-    writer = _opened_by_a_reader(manifest)
+    disk.wait_entered()
     asking = threading.Thread(target=lambda: asked.append((registry.unready_reason(), answer(registry))), daemon=True)
     asking.start()
     asking.join(PATIENCE_S)
     was_answered = bool(asked)
-    manifest.unlink()
-    os.close(writer)
+    disk.open()
     loading.join(PATIENCE_S)
     assert was_answered
     assert "version 2 is refused" in str(refusals[0])
-
-
-def _opened_by_a_reader(fifo: Path) -> int:
-    """The writing end of a fifo, as soon as it has a reader, who waits for it to be closed."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # ENXIO: nobody reads it yet
-            assert time.monotonic() < end
-            time.sleep(0.001)
 
 
 def test_an_unloaded_model_is_unavailable_until_it_is_drained_and_unknown_after(
@@ -490,10 +486,14 @@ def test_what_telemetry_hears_of_a_swap_and_an_unload(make_package: MakePackage,
         text, _ = metrics.render("")
         return sorted(re.findall(rf'^{family}{{.*version="(\d+)".*}} 1.0$', text.decode(), re.MULTILINE))
 
+    def one_row() -> float | None:
+        return metrics.registry.get_sample_value("hiera_batch_cost_seconds", {"model": "model", "rows": "1"})
+
     assert versions("hiera_model_ready") == versions("hiera_engine_info") == ["1"]
     make_package("model", 2)
     registry.load("model")
     assert versions("hiera_model_ready") == versions("hiera_engine_info") == ["2"]
+    assert one_row() is not None  # what the old version takes with it was there before the new one's
     answer(registry)
     registry.unload("model")
     text, _ = metrics.render("")

@@ -405,6 +405,7 @@ def test_a_swapped_model_stays_loaded_until_the_worker_has_done_with_it() -> Non
         assert old is not None
         for _ in range(3):
             assert not house.table.refresh()
+            house.session.show_models()  # as when another model changes
             house.table.let_go()
         used = house.link.models.get("image", "model")  # a request of the worker
         house.shelf.model = house.model(version=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -38,12 +39,14 @@ class Notes(SilentObserver):
 
     def __init__(self) -> None:
         self.stages: list[Stage] = []
+        self.seconds: dict[str, float] = {}  # of the latest file, by stage
         self.cancellations: list[Stage] = []
         self.rejections: list[str] = []
 
     def stage_duration(self, model: str, stage: Stage, seconds: float) -> None:
         assert 0 <= seconds < PATIENCE_S
         self.stages.append(stage)
+        self.seconds[f"{stage}_s"] = seconds
 
     def cancelled(self, model: str, stage: Stage) -> None:
         self.cancellations.append(stage)
@@ -102,15 +105,18 @@ class House:
         assert self.batcher.pending_rows == 0
         assert {rows.closes for rows in self.pool.made} <= {1}
 
+    def close(self) -> None:
+        self.gate.open()
+        self.instance.stop()
+        assert self.instance.join(PATIENCE_S)
+        self.check_nothing_is_held()
+
 
 @pytest.fixture
 def house() -> Iterator[House]:
     house = House()
     yield house
-    house.gate.open()
-    house.instance.stop()
-    assert house.instance.join(PATIENCE_S)
-    house.check_nothing_is_held()
+    house.close()
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -133,6 +139,7 @@ def test_an_image_is_classified(house: House) -> None:
     assert (answer.model.name, answer.model.version, answer.model.noop) == ("image_model", 1, True)
     assert (answer.batch_rows, answer.clips) == (1, ())
     assert house.notes.stages == ["decode", "queue", "inference", "postprocess"]
+    assert house.notes.seconds == asdict(answer.latency)
 
 
 def test_the_views_of_a_video_are_averaged_and_each_clip_named(house: House) -> None:

@@ -11,7 +11,7 @@ from serving_fakes import PATIENCE_S, Clock, FakeEngine, Gate, Listener, classes
 from app.engines.base import Engine, Rows
 from app.errors import EngineError, EngineLost
 from app.serving.batcher import Batcher
-from app.serving.curve import CostModel
+from app.serving.curve import BatchCurve, CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
 from app.serving.supervisor import InstanceKeeper, SupervisionOptions, Supervisor
@@ -152,6 +152,17 @@ def test_a_large_batch_is_given_its_time(open_house: OpenHouse, gates: list[Gate
     assert house.keeper.reason is None
 
 
+def test_a_batch_may_take_as_much_longer_as_it_has_more_rows(open_house: OpenHouse, gates: list[Gate]) -> None:
+    house = open_house(FakeEngine(gates[0]))
+    house.cost.curve = BatchCurve((1, 8), (4.0, 8.0))
+    house.submit(*range(8))
+    gates[0].wait_entered()
+    house.pass_time(79)
+    assert house.keeper.reason is None
+    house.pass_time(2)
+    assert "a batch of 8 rows has been running for 81.0 s" in (house.keeper.reason or "")
+
+
 def test_an_engine_whose_thread_died_is_rebuilt(open_house: OpenHouse) -> None:
     house = open_house(FakeEngine(die), FakeEngine())
     assert isinstance(house.submit(1).error(), EngineError)
@@ -275,6 +286,27 @@ def test_a_long_good_time_shortens_the_next_pause_again(open_house: OpenHouse) -
     house.keeper.check()
     house.pass_time(1.0)
     assert house.keeper.reason is None
+
+
+def test_an_engine_that_dies_young_is_waited_for_longer_however_long_the_one_before_had_lived(
+    open_house: OpenHouse,
+) -> None:
+    house = open_house(FakeEngine(die), FakeEngine(die), FakeEngine())
+    house.clock.now += 100
+    house.submit(1).error()
+    assert house.instances[0].join(PATIENCE_S)
+    house.keeper.check()
+    house.pass_time(1.0)
+    assert (house.keeper.reason, house.builds) == (None, 2)
+    house.pass_time(0.5)  # nothing is wrong, and the good time is a short one
+    house.submit(2).error()
+    assert house.instances[1].join(PATIENCE_S)
+    house.keeper.check()
+    builds = []
+    for pause_s in (1.9, 0.2):
+        house.pass_time(pause_s)
+        builds.append(house.builds)
+    assert builds == [2, 3]
 
 
 def test_engines_that_hang_again_and_again_leave_only_a_restart(open_house: OpenHouse, gates: list[Gate]) -> None:

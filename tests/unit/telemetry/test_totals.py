@@ -75,6 +75,16 @@ def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
     assert values[f"hiera_media_workers{[('state', 'idle')]}"] == 1
 
 
+def test_what_several_processes_counted_outlives_them_all() -> None:
+    host, *dead = metrics(), metrics(), metrics()
+    totals = Totals(host.registry)
+    for worker in dead:
+        worker.restarted("crashed")
+        totals.retire(encode_samples(worker.registry))
+    values = values_of(totals.render([], "")[0])
+    assert values[f"hiera_media_worker_restarts_total{[('reason', 'crashed')]}"] == 2
+
+
 def test_a_start_time_is_not_a_sum() -> None:
     host = metrics()
     alone = values_of(host.render("")[0])

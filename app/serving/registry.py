@@ -80,10 +80,14 @@ class ModelRegistry(ModelCatalog):
                 self._trouble, self._judged = "the model repository cannot be read", True
                 raise
             with self._lock:
-                self._entries.update({name: Entry(paths[0].version) for name, paths in versions.items()})
+                self._judged = False
+                for name, paths in versions.items():
+                    self._entries.setdefault(name, Entry(paths[0].version))
+                # What an admin has had loaded before the start came to it serves on.
+                names = [name for name in versions if self._entries[name].deployment is None]
             threads = [
-                threading.Thread(target=self._load_first_good, args=(paths,), name=f"load-{name}", daemon=True)
-                for name, paths in versions.items()
+                threading.Thread(target=self._load_first_good, args=(versions[name],), name=f"load-{name}", daemon=True)
+                for name in names
             ]
             for thread in threads:
                 thread.start()
@@ -224,6 +228,8 @@ class ModelRegistry(ModelCatalog):
         for path in paths:
             try:
                 self._load(path, entry)
+            except Unavailable:
+                return  # the server ends before it has begun
             except Exception as error:
                 expected = isinstance(error, HieraError)
                 logger.error("%s version %d is not served: %s", path.name, path.version, error, exc_info=not expected)

@@ -449,7 +449,7 @@ def test_what_was_replaced_or_unloaded_gives_its_memory_back_without_the_garbage
     registry = make_registry()
     registry.load_all()
     assert answer(registry) >= 0
-    (deployment,) = [entry.deployment for entry in registry._entries.values()]
+    (deployment,) = [entry.deployment for entry in registry._catalog._entries.values()]
     remains += [weakref.ref(deployment), weakref.ref(deployment.package), weakref.ref(deployment.model)]  # type: ignore[union-attr]
     del deployment
     make_package("model", 2)

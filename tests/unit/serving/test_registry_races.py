@@ -10,6 +10,7 @@ import pytest
 from serving_fakes import PATIENCE_S, Gate
 
 from app.engines.factory import EngineOptions
+from app.errors import Unavailable
 from app.repository import store
 from app.serving import registry as registry_module
 from app.serving.deployment import ServingOptions
@@ -74,3 +75,5 @@ def test_a_start_that_the_end_of_the_server_overtakes_tries_no_lower_version(
     start.join(PATIENCE_S)
     assert not start.is_alive()
     assert "is not served" not in caplog.text
+    with pytest.raises(Unavailable, match="being unloaded"):
+        registry.get("image", "slow")

@@ -12,33 +12,24 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from app.engines.base import Engine
-from app.engines.factory import (
-    EngineName,
-    EngineOptions,
-    EnginePrecision,
-    create_engine,
-    create_streams,
-    engine_threads,
-)
+from app.engines.factory import EngineName, EngineOptions, EnginePrecision, engine_threads
 from app.repository.store import Package
+from app.serving.selection import load_engine, load_streams
 from benchmarks.contenders import MODEL, ROOT
 from benchmarks.packages import REPOSITORY, random_package
 from benchmarks.results import median_seconds
 
 
-def load_engine(package: Package, engine: str, precision: str, max_batch: int) -> Engine:
-    """The engine that the server would build for the package."""
-    options = EngineOptions(
-        name=cast(EngineName, engine), precision=cast(EnginePrecision, precision), max_batch=max_batch
-    )
-    manifest = package.manifest
-    return create_engine(engine, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+def engine_options(engine: str, precision: str, max_batch: int) -> EngineOptions:
+    """What a benchmark's words for an engine mean to the server."""
+    return EngineOptions(name=cast(EngineName, engine), precision=cast(EnginePrecision, precision), max_batch=max_batch)
 
 
 def time_batch(engine: Engine, rows: int, seconds: float) -> float:
@@ -49,15 +40,13 @@ def time_batch(engine: Engine, rows: int, seconds: float) -> float:
     return median_seconds(lambda: engine.run(batch), seconds)
 
 
-def streams_rows_per_s(package: Package, engine: str, precision: str, rows: int, seconds: float) -> float:
+def streams_rows_per_s(package: Package, options: EngineOptions, rows: int, seconds: float) -> float:
     """Of as many streams as there are cores, each in a loop of its own: what no single loop reaches."""
-    options = EngineOptions(name=cast(EngineName, engine), precision=cast(EnginePrecision, precision), max_batch=rows)
-    manifest = package.manifest
-    shape, classes = manifest.row_shape, manifest.num_classes
+    options = replace(options, max_batch=rows)
     count = engine_threads(options)
-    streams = create_streams(engine, package.graph, shape, classes, manifest.precision, options, count)
+    streams = load_streams(package, options.name, options, count)
     draw = np.random.default_rng(0)
-    batch = draw.integers(0, 256, (rows, *shape), dtype=np.uint8)
+    batch = draw.integers(0, 256, (rows, *package.manifest.row_shape), dtype=np.uint8)
     until = time.perf_counter() + seconds
 
     def loop(stream: Engine) -> float:
@@ -104,10 +93,10 @@ def main() -> None:
     arguments = parser.parse_args()
     batches = [int(part) for part in arguments.batches.split(",")]
     package = random_package(arguments.model, arguments.repository)
-    engine = load_engine(package, arguments.engine, arguments.precision, max(batches))
+    options = engine_options(arguments.engine, arguments.precision, max(batches))
+    engine = load_engine(package, options.name, options)
     if arguments.streams:
-        name, precision, seconds = arguments.engine, arguments.precision, arguments.seconds
-        rates = {rows: streams_rows_per_s(package, name, precision, rows, seconds) for rows in batches}
+        rates = {rows: streams_rows_per_s(package, options, rows, arguments.seconds) for rows in batches}
     else:
         rates = {rows: rows / time_batch(engine, rows, arguments.seconds) for rows in batches}
     if arguments.json:

@@ -12,7 +12,8 @@ import sys
 from functools import partial
 
 from app.load.table import text_table
-from benchmarks.bare import load_engine, time_batch
+from app.serving.selection import load_engine
+from benchmarks.bare import engine_options, time_batch
 from benchmarks.contenders import ROOT
 from benchmarks.packages import random_package
 from benchmarks.results import add_output_argument, median, median_seconds, spread, write_results
@@ -25,7 +26,7 @@ def rates_here(variant: str, engine: str, batches: list[int], seconds: float) ->
     name, precision = engine.split()
     if name == "torch":
         return _torch_rates(variant, batches, seconds)
-    loaded = load_engine(random_package(variant), name, precision, max(batches))
+    loaded = load_engine(random_package(variant), name, engine_options(name, precision, max(batches)))
     return {rows: rows / time_batch(loaded, rows, seconds) for rows in batches}
 
 

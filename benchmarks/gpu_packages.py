@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from app.engines.base import Engine
-from app.engines.factory import EngineName, EngineOptions, create_engine
+from app.engines.factory import EngineName, EngineOptions
 from app.repository.store import Package, discover, latest, open_package
+from app.serving.selection import load_engine
 from benchmarks.gpu_jobs import Job
 
 
@@ -45,10 +46,9 @@ def open_contender(job: Job, package: Package) -> Engine:
     """An engine as the server would build it; a plan that is missing is built first."""
     name = job.contender.split()[0]
     options = EngineOptions(name=cast(EngineName, name), device=job.device, max_batch=job.batches[-1])
-    manifest = package.manifest
     if name == "tensorrt":
         _build_plan(job, package)
-    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+    return load_engine(package, name, options)
 
 
 @contextlib.contextmanager

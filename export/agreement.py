@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.engines.base import Engine, Probabilities, Rows
-from app.engines.factory import EngineOptions, candidates, create_engine
+from app.engines.factory import EngineOptions, candidates
 from app.errors import RequestError
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.spec import ImageSpec
 from app.repository.store import Package
+from app.serving.selection import load_engine
 from export.errors import BuildRefused, ParityFailed
 from export.golden import render_row
 from export.hiera import Hiera
@@ -116,9 +117,7 @@ def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:
 
 def open_engine(package: Package, options: EngineOptions) -> Engine:
     """The engine that a server with these settings tries first. Raises EngineUnavailable or PackageError."""
-    manifest = package.manifest
-    name = candidates(options)[0]
-    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+    return load_engine(package, candidates(options)[0], options)
 
 
 def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.uint8]], batch: int) -> Agreement:

@@ -7,6 +7,7 @@ calls it from one thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,21 @@ from app.errors import EngineUnavailable
 
 Rows = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A package's graph, as engines load it.
+
+    Attributes:
+        path: ONNX, uint8 rows [n, *row_shape] in, float32 `probabilities` [n, classes] out.
+        precision: what its weights are in: "fp32", "fp16" or "bf16".
+    """
+
+    path: Path
+    row_shape: tuple[int, ...]
+    classes: int
+    precision: str
 
 
 @dataclass(frozen=True)

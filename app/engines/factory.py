@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from app.engines import gpu
-from app.engines.base import Engine, other_precision
+from app.engines.base import Engine, Graph, other_precision
 from app.engines.cpus import available_cpus
 from app.engines.noop import NoopEngine
 from app.errors import EngineUnavailable
@@ -55,10 +54,10 @@ def candidates(options: EngineOptions) -> list[str]:
     if options.name == "noop":
         return ["noop"]
     on_gpu = options.device.startswith("cuda")
-    wanted = [name for name in _BUILDERS if not (on_gpu and name == "openvino")]
+    wanted = [name for name in _DISTRIBUTIONS if not (on_gpu and name == "openvino")]
     if options.name != "auto":
         wanted = [options.name]
-    if wanted[0] not in _BUILDERS:
+    if wanted[0] not in _DISTRIBUTIONS:
         raise EngineUnavailable(f"this release has no engine named {options.name}")
     found: list[str] = []
     faults: list[str] = []
@@ -76,43 +75,51 @@ def candidates(options: EngineOptions) -> list[str]:
 def create_engine(
     name: str, graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
 ) -> Engine:
-    """Load `graph` into one engine.
+    """Load a `Graph`, given by its parts, into one engine.
 
     Args:
         name: one of `candidates(options)`.
-        graph: ONNX, uint8 rows [n, *row_shape] in, float32 `probabilities` [n, classes] out.
-        precision_of_graph: what the graph's weights are in: "fp32", "fp16" or "bf16".
 
     Raises:
         EngineUnavailable: not installed, or it cannot do what `options` ask for.
         PackageError: the engine cannot load the graph.
     """
-    if name == "noop":
-        return NoopEngine(row_shape, classes, options.max_batch)
-    builder = _BUILDERS.get(name)
-    if builder is None:
-        raise EngineUnavailable(f"this release has no engine named {name}")
-    return builder(graph, row_shape, classes, precision_of_graph, options)
+    whole = Graph(graph, row_shape, classes, precision_of_graph)
+    match name:
+        case "noop":
+            return NoopEngine(row_shape, classes, options.max_batch)
+        case "openvino":
+            return create_streams(name, whole, options, 1)[0]
+        case "onnxruntime":
+            return _onnxruntime(whole, options)
+        case "tensorrt":
+            _refuse_other_precision("TensorRT", whole, options)
+            return gpu.build_tensorrt(whole, max_batch=options.max_batch, device=options.device)
+    raise EngineUnavailable(f"this release has no engine named {name}")
 
 
-def create_streams(
-    name: str,
-    graph: Path,
-    row_shape: tuple[int, ...],
-    classes: int,
-    precision_of_graph: str,
-    options: EngineOptions,
-    count: int,
-) -> list[Engine]:
-    """Load `graph` into `count` engines that run side by side and share the threads and the weights of one.
+def create_streams(name: str, graph: Graph, options: EngineOptions, count: int) -> list[Engine]:
+    """Load a graph into `count` engines that run side by side and share the threads and the weights of one.
 
     Under load they do more together than one engine on all cores: its threads wait for each other after every layer,
-    and a core that is taken away for a moment stops them all. Arguments and errors as in `create_engine`; raises
-    EngineUnavailable where the library cannot do this (`can_stream`).
+    and a core that is taken away for a moment stops them all. Errors as in `create_engine`; raises EngineUnavailable
+    where the library cannot do this (`can_stream`).
     """
     if not can_stream(name):
         raise EngineUnavailable(f"{name} has no engines that share a model")
-    return list(_openvino_streams(graph, row_shape, classes, precision_of_graph, options, count))
+    # Imported here: each engine's library takes a while to load and may not be installed.
+    from app.engines.openvino import cpu_precision, open_engines
+
+    return list(
+        open_engines(
+            graph,
+            precision=cpu_precision(graph.precision, options.precision),
+            threads=engine_threads(options),
+            max_batch=options.max_batch,
+            count=count,
+            cache_dir=options.cache_dir / "openvino" if options.cache_dir else None,
+        )
+    )
 
 
 def can_stream(name: str) -> bool:
@@ -140,66 +147,21 @@ def engine_threads(options: EngineOptions) -> int:
     return options.threads or available_cpus()
 
 
-def _openvino(
-    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
-) -> Engine:
-    return _openvino_streams(graph, row_shape, classes, precision_of_graph, options, 1)[0]
-
-
-def _openvino_streams(
-    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions, count: int
-) -> Sequence[Engine]:
-    # Imported here: each engine's library takes a while to load and may not be installed.
-    from app.engines.openvino import cpu_precision, open_engines
-
-    return open_engines(
-        graph,
-        row_shape=row_shape,
-        classes=classes,
-        precision_of_graph=precision_of_graph,
-        precision=cpu_precision(precision_of_graph, options.precision),
-        threads=engine_threads(options),
-        max_batch=options.max_batch,
-        count=count,
-        cache_dir=options.cache_dir / "openvino" if options.cache_dir else None,
-    )
-
-
-def _onnxruntime(
-    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
-) -> Engine:
-    _refuse_other_precision("ONNX Runtime", precision_of_graph, options)
+def _onnxruntime(graph: Graph, options: EngineOptions) -> Engine:
+    _refuse_other_precision("ONNX Runtime", graph, options)
     if gpu.runs_on_gpu("onnxruntime", options.device):
-        return gpu.build_onnxruntime(
-            graph, row_shape, classes, precision_of_graph, max_batch=options.max_batch, device=options.device
-        )
+        return gpu.build_onnxruntime(graph, max_batch=options.max_batch, device=options.device)
     from app.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(
-        graph,
-        row_shape=row_shape,
-        classes=classes,
-        precision=precision_of_graph,
-        threads=engine_threads(options),
-        max_batch=options.max_batch,
-    )
+    return OnnxRuntimeEngine(graph, threads=engine_threads(options), max_batch=options.max_batch)
 
 
-def _tensorrt(
-    graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
-) -> Engine:
-    _refuse_other_precision("TensorRT", precision_of_graph, options)
-    return gpu.build_tensorrt(graph, row_shape, classes, max_batch=options.max_batch, device=options.device)
+def _refuse_other_precision(engine: str, graph: Graph, options: EngineOptions) -> None:
+    if options.precision not in ("auto", graph.precision):
+        raise other_precision(engine, graph.precision, options.precision)
 
 
-def _refuse_other_precision(engine: str, precision_of_graph: str, options: EngineOptions) -> None:
-    if options.precision not in ("auto", precision_of_graph):
-        raise other_precision(engine, precision_of_graph, options.precision)
-
-
-_Builder = Callable[[Path, tuple[int, ...], int, str, EngineOptions], Engine]
 # Fastest expected first; "auto" tries those that can be had in this order.
-_BUILDERS: dict[str, _Builder] = {"tensorrt": _tensorrt, "openvino": _openvino, "onnxruntime": _onnxruntime}
 _DISTRIBUTIONS = {
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "openvino": ("openvino",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Graph
 from app.engines.cuda import CudaDevice, why_no_gpu
 from app.engines.plans import PLAN, PlanKey, file_sha256, find_plan, record_file
 from app.engines.trt import FLAVOURS, INSTALL, installed_flavours, load_bindings
@@ -58,19 +58,15 @@ def gpu_identity(name: str, graph: Path, device: str) -> str:
     return " ".join(known)
 
 
-def build_onnxruntime(
-    graph: Path, row_shape: tuple[int, ...], classes: int, precision: str, *, max_batch: int, device: str
-) -> Engine:
+def build_onnxruntime(graph: Graph, *, max_batch: int, device: str) -> Engine:
     """Raises EngineUnavailable, PackageError or EngineOutOfMemory."""
     _refuse(_no_gpu() + _no_cuda_provider())
     from app.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-    return OnnxRuntimeCudaEngine(
-        graph, row_shape=row_shape, classes=classes, precision=precision, max_batch=max_batch, device=open_gpu(device)
-    )
+    return OnnxRuntimeCudaEngine(graph, max_batch=max_batch, device=open_gpu(device))
 
 
-def build_tensorrt(graph: Path, row_shape: tuple[int, ...], classes: int, *, max_batch: int, device: str) -> Engine:
+def build_tensorrt(graph: Graph, *, max_batch: int, device: str) -> Engine:
     """The plan for this GPU, by the first TensorRT here that has one.
 
     Raises EngineUnavailable (naming the command that makes the plan), PackageError or EngineOutOfMemory.
@@ -83,11 +79,12 @@ def build_tensorrt(graph: Path, row_shape: tuple[int, ...], classes: int, *, max
     for flavour in installed_flavours():
         try:
             trt = load_bindings(flavour)
-            plan, record = find_plan(graph, PlanKey(gpu.architecture, flavour, str(trt.__version__)))
+            plan, record = find_plan(graph.path, PlanKey(gpu.architecture, flavour, str(trt.__version__)))
         except EngineUnavailable as error:
             faults.append(str(error))
             continue
-        return TensorRtEngine(plan, record, trt, row_shape=row_shape, classes=classes, max_batch=max_batch, device=gpu)
+        shape, classes = graph.row_shape, graph.classes
+        return TensorRtEngine(plan, record, trt, row_shape=shape, classes=classes, max_batch=max_batch, device=gpu)
     raise EngineUnavailable("; ".join(faults))
 
 

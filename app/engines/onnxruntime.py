@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Graph, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -19,11 +19,9 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bf
 
 
 class OnnxRuntimeEngine:
-    """A session over one graph.
+    """A session over one graph, in the graph's own precision.
 
     Args:
-        graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
-        precision: what the graph computes in; ONNX Runtime keeps to it.
         threads: of the intra-op pool.
         spinning: let idle threads burn their core for a quicker start of the next operator. Media workers need the
             cores.
@@ -32,31 +30,21 @@ class OnnxRuntimeEngine:
         PackageError: the graph cannot be loaded, or is not what a package holds.
     """
 
-    def __init__(
-        self,
-        graph: Path,
-        *,
-        row_shape: tuple[int, ...],
-        classes: int,
-        precision: str,
-        threads: int,
-        max_batch: int,
-        spinning: bool = False,
-    ) -> None:
+    def __init__(self, graph: Graph, *, threads: int, max_batch: int, spinning: bool = False) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        self._session = open_session(graph, options, [CPU_PROVIDER])
+        self._session = open_session(graph.path, options, [CPU_PROVIDER])
         self._input = self._session.get_inputs()[0].name
-        check_graph(graph, self._session, row_shape)
+        check_graph(graph, self._session)
         self.info = EngineInfo(
-            "onnxruntime", precision, "cpu", f"ONNX Runtime {ort.__version__}, {CPU_PROVIDER}, {threads} threads"
+            "onnxruntime", graph.precision, "cpu", f"ONNX Runtime {ort.__version__}, {CPU_PROVIDER}, {threads} threads"
         )
-        self.row_shape = row_shape
-        self.classes = classes
+        self.row_shape = graph.row_shape
+        self.classes = graph.classes
         self.max_batch = max_batch
 
     def empty_rows(self, n: int) -> Rows:
@@ -98,15 +86,15 @@ def run_errors(rows: int) -> Iterator[None]:
         raise EngineError(f"ONNX Runtime failed on {rows} rows: {text}") from error
 
 
-def check_graph(graph: Path, session: ort.InferenceSession, row_shape: tuple[int, ...]) -> None:
-    """Raises PackageError unless the session takes uint8 rows of this shape and gives float `probabilities`."""
+def check_graph(graph: Graph, session: ort.InferenceSession) -> None:
+    """Raises PackageError unless the session takes uint8 rows of the graph's shape and gives float `probabilities`."""
     inputs, outputs = session.get_inputs(), {output.name: output for output in session.get_outputs()}
-    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or tuple(inputs[0].shape[1:]) != row_shape:
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or tuple(inputs[0].shape[1:]) != graph.row_shape:
         found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
         raise PackageError(
-            f"{graph}: takes {found}, not one tensor of uint8 rows [n, {', '.join(map(str, row_shape))}]"
+            f"{graph.path}: takes {found}, not one tensor of uint8 rows [n, {', '.join(map(str, graph.row_shape))}]"
         )
     if "probabilities" not in outputs or outputs["probabilities"].type != "tensor(float)":
         raise PackageError(
-            f"{graph}: has no float32 output named probabilities (it has {', '.join(outputs) or 'none'})"
+            f"{graph.path}: has no float32 output named probabilities (it has {', '.join(outputs) or 'none'})"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from app.engines.base import EngineInfo, Probabilities, Rows, batch_ladder
+from app.engines.base import EngineInfo, Graph, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
 from app.engines.onnxruntime import CPU_PROVIDER, check_graph, open_session, run_errors
 from app.engines.pipeline import Pipeline
@@ -36,11 +36,9 @@ def require_cuda_provider() -> None:
 
 
 class OnnxRuntimeCudaEngine:
-    """A session over one graph on one GPU; a `StagingEngine`.
+    """A session over one graph on one GPU, in the graph's own precision; a `StagingEngine`.
 
     Args:
-        graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
-        precision: what the graph computes in; ONNX Runtime keeps to it.
         device: where its work is queued.
 
     Raises:
@@ -48,26 +46,17 @@ class OnnxRuntimeCudaEngine:
         EngineOutOfMemory: the device has no room for it.
     """
 
-    def __init__(
-        self,
-        graph: Path,
-        *,
-        row_shape: tuple[int, ...],
-        classes: int,
-        precision: str,
-        max_batch: int,
-        device: Device,
-    ) -> None:
-        self.row_shape = row_shape
-        self.classes = classes
+    def __init__(self, graph: Graph, *, max_batch: int, device: Device) -> None:
+        self.row_shape = graph.row_shape
+        self.classes = graph.classes
         self.max_batch = max_batch
         self._device = device
         self._shrink = False
         self._bindings: dict[int, Any] = {}
-        self._pipeline = Pipeline(device, row_shape, classes, batch_ladder(max_batch))
+        self._pipeline = Pipeline(device, graph.row_shape, graph.classes, batch_ladder(max_batch))
         try:
-            self._session, self._recordable = self._open(graph)
-            check_graph(graph, self._session, row_shape)
+            self._session, self._recordable = self._open(graph.path)
+            check_graph(graph, self._session)
         except BaseException:
             self._pipeline.close()
             raise
@@ -75,7 +64,7 @@ class OnnxRuntimeCudaEngine:
         provider = self._session.get_providers()[0]
         self.info = EngineInfo(
             "onnxruntime",
-            precision,
+            graph.precision,
             device.name,
             f"ONNX Runtime {ort.__version__}, {provider}, {device.description}"
             + (", CUDA graphs" if self._recordable else ""),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from app.engines.base import EngineInfo, Probabilities, Rows, other_precision
+from app.engines.base import EngineInfo, Graph, Probabilities, Rows, other_precision
 from app.engines.cache import keep_compiled
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
@@ -42,11 +42,8 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
 
 
 def open_engines(
-    graph: Path,
+    graph: Graph,
     *,
-    row_shape: tuple[int, ...],
-    classes: int,
-    precision_of_graph: str,
     precision: str,
     threads: int,
     max_batch: int,
@@ -56,9 +53,7 @@ def open_engines(
     """Engines on the CPU that run side by side over one compiled model.
 
     Args:
-        graph: an ONNX file whose one input is uint8 rows and one of whose outputs is `probabilities`.
-        precision_of_graph: what the graph's weights are in: "fp32", "fp16" or "bf16".
-        precision: "fp32", "bf16" or "fp16", as `cpu_precision` gives it.
+        precision: what to compute in: "fp32", "bf16" or "fp16", as `cpu_precision` gives it.
         threads: cores to compute on, shared out among the engines.
         count: of engines. OpenVINO calls them streams.
         cache_dir: keeps the compiled model, which makes the next start several times quicker; None keeps nothing. One
@@ -72,19 +67,19 @@ def open_engines(
         "NUM_STREAMS": str(count),
         "INFERENCE_NUM_THREADS": str(threads),
         # Without the hint bf16 such a graph is computed as it says; with it, what it keeps in float32 would be lowered.
-        "INFERENCE_PRECISION_HINT": "f32" if precision_of_graph == "bf16" else _PRECISIONS[precision],
+        "INFERENCE_PRECISION_HINT": "f32" if graph.precision == "bf16" else _PRECISIONS[precision],
         # Pinned threads would fight the media workers for their cores and not move away.
         "ENABLE_CPU_PINNING": "NO",
     }
     try:
-        compiled = _compile_cached(graph, properties, cache_dir)
+        compiled = _compile_cached(graph.path, properties, cache_dir)
     except RuntimeError as error:
-        raise PackageError(f"{graph}: OpenVINO cannot compile it ({error})") from error
-    _check_graph(graph, compiled, row_shape)
+        raise PackageError(f"{graph.path}: OpenVINO cannot compile it ({error})") from error
+    _check_graph(graph, compiled)
     each = max(1, threads // count)
     detail = f"OpenVINO {ov.__version__}, {each} thread{'s' if each > 1 else ''}, {platform.machine()}"
     info = EngineInfo("openvino", precision, "cpu", detail)
-    return [OpenVinoEngine(compiled, info, row_shape, classes, max_batch) for _ in range(count)]
+    return [OpenVinoEngine(compiled, info, graph.row_shape, graph.classes, max_batch) for _ in range(count)]
 
 
 def _compile_cached(graph: Path, properties: dict[str, str], cache_dir: Path | None) -> ov.CompiledModel:
@@ -153,10 +148,10 @@ class OpenVinoEngine:
         del self._compiled
 
 
-def _check_graph(graph: Path, compiled: ov.CompiledModel, row_shape: tuple[int, ...]) -> None:
-    """Raises PackageError unless the model takes uint8 rows of this shape."""
+def _check_graph(graph: Graph, compiled: ov.CompiledModel) -> None:
+    """Raises PackageError unless the model takes uint8 rows of the graph's shape."""
     shapes = [(each.get_element_type(), [str(axis) for axis in each.get_partial_shape()]) for each in compiled.inputs]
-    if len(shapes) != 1 or shapes[0][0] != ov.Type.u8 or shapes[0][1][1:] != [str(size) for size in row_shape]:
+    if len(shapes) != 1 or shapes[0][0] != ov.Type.u8 or shapes[0][1][1:] != [str(size) for size in graph.row_shape]:
         raise PackageError(
-            f"{graph}: takes {shapes}, not one tensor of uint8 rows [n, {', '.join(map(str, row_shape))}]"
+            f"{graph.path}: takes {shapes}, not one tensor of uint8 rows [n, {', '.join(map(str, graph.row_shape))}]"
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Graph
 from app.engines.cpus import machine_id
 from app.engines.factory import (
     EngineOptions,
@@ -54,6 +54,19 @@ class Selected:
     choice: EngineChoice
 
 
+def load_engine(package: Package, name: str, options: EngineOptions) -> Engine:
+    """Load a package into one engine, proven by nothing yet. Raises EngineUnavailable or PackageError."""
+    manifest = package.manifest
+    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+
+
+def load_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
+    """The same for engines that share a model and the cores (`create_streams`)."""
+    manifest = package.manifest
+    graph = Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision)
+    return create_streams(name, graph, options, count)
+
+
 def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:
     """Load a package into one engine, proven by its golden sample.
 
@@ -67,8 +80,7 @@ def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:
 
 def _build_proven(package: Package, name: str, options: EngineOptions) -> tuple[Engine, str]:
     """An engine, and in words how well it agrees with the reference."""
-    manifest = package.manifest
-    engine = create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+    engine = load_engine(package, name, options)
     try:
         return engine, prove(engine, package)
     except BaseException:
@@ -100,15 +112,12 @@ def sample_of(package: Package, engine: Engine) -> Sample:
 
 
 def build_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
-    """Load a package into engines that share a model and the cores (`create_streams`), each proven.
+    """Load a package into engines that share a model and the cores, each proven.
 
     Raises:
         EngineUnavailable, PackageError, EngineError: as `build_engine`.
     """
-    manifest = package.manifest
-    streams = create_streams(
-        name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options, count
-    )
+    streams = load_streams(package, name, options, count)
     try:
         _side_by_side(lambda stream: prove(stream, package), streams)
     except BaseException:

@@ -21,6 +21,7 @@ import pytest
 from fresh_graph import write_fresh_graph
 from host_device import HostDevice
 
+from app.engines.base import Graph
 from app.engines.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaEngine
 from app.errors import EngineOutOfMemory
 from app.repository.manifest import Precision
@@ -123,14 +124,8 @@ def graph_of(config: HieraConfig, precision: Precision, folder: Path) -> Path:
 
 
 def engine_of(graph: Path, config: HieraConfig, precision: Precision) -> OnnxRuntimeCudaEngine:
-    return OnnxRuntimeCudaEngine(
-        graph,
-        row_shape=(*config.input_size, 3),
-        classes=CLASSES,
-        precision=precision,
-        max_batch=MAX_BATCH,
-        device=CudaHostDevice(),
-    )
+    whole = Graph(graph, (*config.input_size, 3), CLASSES, precision)
+    return OnnxRuntimeCudaEngine(whole, max_batch=MAX_BATCH, device=CudaHostDevice())
 
 
 def run(engine: OnnxRuntimeCudaEngine, batch: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from app.engines.base import Graph
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from app.repository.manifest import Manifest, Preprocessing, Sampling, Weights
 from app.repository.store import sha256
@@ -93,9 +94,7 @@ def make_package(tmp_path: Path) -> MakePackage:
         graph = write_graph(folder / "model.onnx", row_shape, classes, seed)
         (folder.parent / "labels.txt").write_text("".join(f"class {index}\n" for index in range(classes)))
         rows = spread_rows(4, row_shape)
-        engine = OnnxRuntimeEngine(
-            graph, row_shape=row_shape, classes=classes, precision="fp32", threads=1, max_batch=8
-        )
+        engine = OnnxRuntimeEngine(Graph(graph, row_shape, classes, "fp32"), threads=1, max_batch=8)
         probabilities = engine.run(rows)
         engine.close()
         if wrong_golden:

@@ -24,8 +24,9 @@ import pytriton
 import tritonclient.http
 from own_server import classify_row, own_server
 
-from app.engines.factory import EngineOptions, create_engine
+from app.engines.factory import EngineOptions
 from app.repository.store import Package, discover, latest, open_package
+from app.serving.selection import load_engine
 
 HERE = Path(__file__).parent
 TRITON = Path(pytriton.__file__).parent / "tritonserver"
@@ -99,9 +100,7 @@ def largest_difference(client: tritonclient.http.InferenceServerClient, package:
     max_batch = client.get_model_config(manifest.name)["max_batch_size"]
     noise = np.random.default_rng(0).integers(0, 256, (max_batch, *manifest.row_shape), np.uint8)
     options = EngineOptions(name="onnxruntime", max_batch=max_batch)
-    engine = create_engine(
-        "onnxruntime", package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options
-    )
+    engine = load_engine(package, "onnxruntime", options)
     worst, seen = 0.0, 0
     for rows in (package.golden.rows[:1], package.golden.rows[:max_batch], noise):
         theirs = client.infer(manifest.name, input_of(rows)).as_numpy("probabilities")

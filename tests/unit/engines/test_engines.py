@@ -13,7 +13,7 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Graph
 from app.engines.factory import EngineOptions, candidates, create_engine, create_streams, installed_version
 from app.engines.openvino import cpu_precision
 from app.errors import EngineUnavailable, PackageError
@@ -141,7 +141,7 @@ def test_openvino_does_without_a_cache_that_fails_while_the_server_runs(
 def test_streams_answer_side_by_side_as_one_engine_does(make_graph: MakeGraph, rows: np.ndarray) -> None:
     graph, options = make_graph(), EngineOptions(threads=2, precision="fp32", max_batch=8)
     alone = build("openvino", graph)
-    streams = create_streams("openvino", graph, ROW, 5, "fp32", options, 2)
+    streams = create_streams("openvino", Graph(graph, ROW, 5, "fp32"), options, 2)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda stream: [stream.run(rows[at : at + 1]) for at in range(6)], streams))
     for each in answers:
@@ -150,7 +150,7 @@ def test_streams_answer_side_by_side_as_one_engine_does(make_graph: MakeGraph, r
     streams[0].close()
     np.testing.assert_allclose(streams[1].run(rows[:1]), answers[1][0], atol=1e-5)
     with pytest.raises(EngineUnavailable):
-        create_streams("onnxruntime", graph, ROW, 5, "fp32", options, 2)
+        create_streams("onnxruntime", Graph(graph, ROW, 5, "fp32"), options, 2)
 
 
 def test_openvino_computes_in_bf16_only_where_the_cpu_does(make_graph: MakeGraph) -> None:

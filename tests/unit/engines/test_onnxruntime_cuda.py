@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from host_device import HostDevice
 
-from app.engines.base import StagingEngine
+from app.engines.base import Graph, StagingEngine
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from app.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine, require_cuda_provider
 from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
@@ -19,9 +19,7 @@ ROW = (8, 8, 3)
 
 
 def build(graph: Path, device: HostDevice | None = None, max_batch: int = 8) -> OnnxRuntimeCudaEngine:
-    return OnnxRuntimeCudaEngine(
-        graph, row_shape=ROW, classes=5, precision="fp32", max_batch=max_batch, device=device or HostDevice()
-    )
+    return OnnxRuntimeCudaEngine(Graph(graph, ROW, 5, "fp32"), max_batch=max_batch, device=device or HostDevice())
 
 
 def draw(n: int, seed: int = 0) -> np.ndarray:
@@ -30,7 +28,7 @@ def draw(n: int, seed: int = 0) -> np.ndarray:
 
 def test_it_says_what_the_cpu_engine_says_at_every_batch_size(make_graph: MakeGraph) -> None:
     graph = make_graph()
-    plain = OnnxRuntimeEngine(graph, row_shape=ROW, classes=5, precision="fp32", threads=1, max_batch=8)
+    plain = OnnxRuntimeEngine(Graph(graph, ROW, 5, "fp32"), threads=1, max_batch=8)
     engine = build(graph)
     for n in (1, 2, 3, 5, 8, 2):
         rows = draw(n, n)

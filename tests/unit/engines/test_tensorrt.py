@@ -12,7 +12,7 @@ import pytest
 import tensorrt_double
 from host_device import HostDevice
 
-from app.engines.base import StagingEngine
+from app.engines.base import Graph, StagingEngine
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, find_plan, graph_sources, record_file
 from app.engines.tensorrt import TensorRtEngine
@@ -54,7 +54,7 @@ def draw(n: int, seed: int = 0) -> np.ndarray:
 def test_it_answers_as_the_graph_does_at_every_batch_size_and_each_time(make_graph: MakeGraph) -> None:
     graph = make_graph()
     write_plan(graph)
-    plain = OnnxRuntimeEngine(graph, row_shape=ROW, classes=5, precision="fp32", threads=1, max_batch=8)
+    plain = OnnxRuntimeEngine(Graph(graph, ROW, 5, "fp32"), threads=1, max_batch=8)
     device = HostDevice()
     engine = build(graph, device)
     assert isinstance(engine, StagingEngine)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from app.engines.base import Graph
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from export.hiera import create_model
 from training import camera_motion, objects
@@ -31,14 +32,8 @@ def test_a_package_gets_its_rows_in_the_order_of_its_axes(name: str, shape: tupl
     rows = torch.randint(0, 256, (33, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     classify = classifier_of(parsed(name, "--package", str(DEMOS / name)), name, objects.normalise)
     served = np.moveaxis(rows.numpy(), -3, -1)
-    engine = OnnxRuntimeEngine(
-        DEMOS / name / "1" / "model.onnx",
-        row_shape=served.shape[1:],
-        classes=10,
-        precision="fp32",
-        threads=1,
-        max_batch=33,
-    )
+    graph = Graph(DEMOS / name / "1" / "model.onnx", served.shape[1:], 10, "fp32")
+    engine = OnnxRuntimeEngine(graph, threads=1, max_batch=33)
     expected = engine.run(np.ascontiguousarray(served))
     np.testing.assert_allclose(classify(rows).numpy(), expected, atol=1e-5)
 

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -28,10 +27,10 @@ import uvloop
 
 import app
 from app.core import create_registry, create_rollout, load_models
+from app.drain import Drain
 from app.http_worker import WRONG_SETTING_STATUS
 from app.main import create_host_metrics
 from app.pauses import growing_pause_s
-from app.server import ending_signals
 from app.serving.board import clear_line, create_board
 from app.serving.changes import Order, Report
 from app.serving.host import Session
@@ -88,7 +87,12 @@ class EngineHost:
         self._accepting = False
         self._draining = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._grace: asyncio.TimerHandle | None = None
+        self._drain = Drain(
+            settings.shutdown_grace_seconds,
+            on_drain=self._begin_drain,
+            on_stop=self._stopping.set,
+            on_drop=lambda: self._direct(Phase.DROP),
+        )
         self._state = State("the engines are being started", None, {})
         self._told = 0.0
         self._status = 0
@@ -100,9 +104,7 @@ class EngineHost:
             The exit status: 0; 2 when the workers find a setting wrong before any of them has served; 1 after a fault
             of our own.
         """
-        loop = asyncio.get_running_loop()
-        for number in ending_signals():
-            loop.add_signal_handler(number, self._signalled, number)
+        self._drain.listen()
         threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
         keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
         looking = asyncio.create_task(self._look())
@@ -137,7 +139,7 @@ class EngineHost:
         """Take no more requests, finish those that there are, and leave `run` with `status`."""
         self._status = status
         self._draining.set()
-        self._stopping.set()
+        self._drain.stop()
 
     def _load_models(self) -> None:
         load_models(self._settings.model_repository, self._registry, self._metrics, self._watch)
@@ -324,22 +326,9 @@ class EngineHost:
         await self._hear_all()
         return self._totals.render([session.samples for session in self._sessions()], accept)
 
-    def _signalled(self, number: int) -> None:
-        name, grace_s = signal.Signals(number).name, self._settings.shutdown_grace_seconds
-        if number == signal.SIGHUP and self._grace is not None:  # kernel and shell both send it; nobody is impatient
-            return
-        if self._stopping.is_set():
-            _log.warning("%s again: requests that are not finished are dropped", name)
-            self._direct(Phase.DROP)
-        elif self._grace is not None:
-            _log.info("%s again: no further requests are taken", name)
-            self._grace.cancel()
-            self._stopping.set()
-        else:
-            _log.info("%s: draining; no longer ready, requests are taken for another %g s", name, grace_s)
-            self._draining.set()
-            self._direct(Phase.DRAIN)
-            self._grace = asyncio.get_running_loop().call_later(grace_s, self._stopping.set)
+    def _begin_drain(self) -> None:
+        self._draining.set()
+        self._direct(Phase.DRAIN)
 
     def _direct(self, phase: Phase) -> None:
         for place in self._places:

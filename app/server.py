@@ -1,10 +1,4 @@
-"""The HTTP server on its socket: uvicorn, with a drain that loses nothing.
-
-a signal ──> not ready, requests are still taken ──grace──> no new ones ──> accepted ones finish ──> end
-             a second one skips the grace                      a second one ends them unfinished
-
-The signals are SIGTERM, SIGINT and SIGHUP.
-"""
+"""The HTTP server on its socket: uvicorn, with a drain that loses nothing (`app.drain`)."""
 
 from __future__ import annotations
 
@@ -12,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import resource
-import signal
 import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
 from app.api.gate import Gate
+from app.drain import Drain
 from app.protocol import ConnectionLimits, limited_protocol
 
 _log = logging.getLogger("hiera.server")
@@ -40,12 +34,6 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::")
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Those that begin a drain. That the terminal hangs up does not where whoever started us had it ignored (nohup)."""
-    ignores_hang_up = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([] if ignores_hang_up else [signal.SIGHUP])]
 
 
 class DrainingServer(uvicorn.Server):
@@ -87,40 +75,20 @@ class DrainingServer(uvicorn.Server):
                 timeout_graceful_shutdown=timeout_s + _CLEAN_UP_S,  # type: ignore[arg-type]
             )
         )
-        self._grace_s = grace_s
         self._timeout_s = timeout_s
         self._on_drain = on_drain
         self._on_stop = on_stop
-        self._grace: asyncio.TimerHandle | None = None
+        self._drain = Drain(grace_s, on_drain=on_drain, on_stop=self._stop, on_drop=self._drop_requests)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Unlike uvicorn's, ends with exit status 0 after a signal instead of raising it again."""
-        loop = asyncio.get_running_loop()
-        numbers = ending_signals()
-        for number in numbers:
-            loop.add_signal_handler(number, self._signalled, number)
+        numbers = self._drain.listen()
         try:
             yield
         finally:
             for number in numbers:
-                loop.remove_signal_handler(number)
-
-    def _signalled(self, number: int) -> None:
-        name = signal.Signals(number).name
-        if number == signal.SIGHUP and self._grace is not None:  # kernel and shell both send it; nobody is impatient
-            return
-        if self.should_exit:
-            _log.warning("%s again: requests that are not finished are dropped", name)
-            self._drop_requests()
-        elif self._grace is not None:
-            _log.info("%s again: no further requests are taken", name)
-            self._grace.cancel()
-            self._stop()
-        else:
-            _log.info("%s: draining; no longer ready, requests are taken for another %g s", name, self._grace_s)
-            self._on_drain()
-            self._grace = asyncio.get_running_loop().call_later(self._grace_s, self._stop)
+                asyncio.get_running_loop().remove_signal_handler(number)
 
     def _stop(self) -> None:
         self._on_stop()

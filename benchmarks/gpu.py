@@ -71,7 +71,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     course = _chosen(arguments)
     method = {"dry_run": arguments.dry_run, "packages": str(course.repository), "gpus": describe_gpus()}
-    record = Record(arguments.output, method)
+    record = Record(arguments.output.path if arguments.output else None, method)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the job that runs, too
     finished = run_course(
         course, record, minutes=arguments.minutes, job_seconds=arguments.job_seconds, again=arguments.again

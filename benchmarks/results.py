@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
@@ -14,23 +15,34 @@ from benchmarks.machine import describe_machine
 FOLDER = Path(__file__).parent / "results"
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and the machine as it was before the benchmark was a load on it."""
+
+    path: Path
+    machine: dict[str, object]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """`--output`: a trial run should not overwrite the figures that the documentation quotes."""
+    """`--output`, an `Output`: a trial run should not overwrite the figures that the documentation quotes."""
     parser.add_argument(
         "--output",
-        type=Path,
+        type=lambda text: Output(Path(text), describe_machine()),
         help=f"JSON file for the results (none is written without it; kept ones lie in {FOLDER.name}/)",
     )
 
 
-def write_results(path: Path | None, name: str, method: Mapping[str, object], measured: object) -> None:
+def write_results(output: Output | None, name: str, method: Mapping[str, object], measured: object) -> None:
     """Write `{"benchmark", "machine", "method", "measured"}`; nothing for None. Paths in `method` become strings."""
-    if path is None:
+    if output is None:
         return
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in method.items()}
-    document = {"benchmark": name, "machine": describe_machine(), "method": plain, "measured": measured}
-    write_document(path, document)
-    print(f"written: {path}")
+    plain = {key: str(value) if isinstance(value, Path | Output) else value for key, value in method.items()}
+    document = {"benchmark": name, "machine": output.machine, "method": plain, "measured": measured}
+    write_document(output.path, document)
+    print(f"written: {output}")
 
 
 def write_document(path: Path, document: object) -> None:

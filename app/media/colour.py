@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import UnsupportedMedia
 
 CONVERT_IT = "convert it to 8 or 16 bits, grey or RGB"
+LEVELS = np.arange(65536, dtype=np.uint32)  # of 16-bit grey
 _WHITE = (255, 255, 255)
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -37,7 +39,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WITH_ALPHA:
         return _on_white(image)
     if image.mode in _SIXTEEN_BITS:
-        return _eight_bits(image).convert("RGB")
+        return eight_bits(image).convert("RGB")
     if image.mode in _CONVERTIBLE:
         return image.convert("RGB")
     raise UnsupportedMedia(f"images whose pixels are of the kind {image.mode!r} are not read; {CONVERT_IT}")
@@ -53,14 +55,15 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image, levels: NDArray[np.uint32] = LEVELS) -> Image.Image:
+    """16-bit grey as 8-bit grey; `levels`, [65536], says what each value stands for, with 65,535 for white."""
     # A table, because arithmetic on a large image would need several copies of it.
-    table = (np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535
+    table = (levels * 255 + 32767) // 65535
     return Image.fromarray(table.astype(np.uint8)[np.asarray(image)])
 
 
 def _grey_on_white(image: Image.Image) -> Image.Image:
     hidden = np.asarray(image) == image.info["transparency"]
-    grey = np.asarray(_eight_bits(image)).copy()
+    grey = np.asarray(eight_bits(image)).copy()
     grey[hidden] = 255
     return Image.fromarray(grey).convert("RGB")

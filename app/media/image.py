@@ -159,7 +159,7 @@ def _load(image: ImageFile.ImageFile, data: Data) -> Image.Image:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.check_planes(image)
         image.load()
-        return tiff.full_range(image)
+        return tiff.usual_grey(image)
     bits = data[_PNG_BITS_AT] if isinstance(image, PngImagePlugin.PngImageFile) and image.mode in ("L", "RGB") else 8
     image.load()
     hidden = image.info.get("transparency")

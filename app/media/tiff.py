@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from io import BufferedReader
 
-import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from app.errors import UnsupportedMedia
+from app.media.colour import LEVELS, eight_bits
 from app.media.reader import Data, MemoryFile
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANES = 256, 257, 258, 262, 284
@@ -39,9 +39,8 @@ def check_planes(image: TiffImagePlugin.TiffImageFile) -> None:
         )
 
 
-def full_range(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
-    """`image`, or its grey levels with 0 for black and 65,535 for white where it says them in 12 bits or the other way
-    round."""
+def usual_grey(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
+    """`image`, or its grey in 8 bits where it says it in 12, or in 16 the other way round."""
     if not image.mode.startswith("I;16"):
         return image
     tags = image.tag_v2
@@ -49,6 +48,5 @@ def full_range(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
     negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if white == 65535 and not negative:
         return image
-    levels = np.arange(65536, dtype=np.uint32).clip(0, white) * 65535 // white
-    table = (65535 - levels if negative else levels).astype(np.uint16)
-    return Image.fromarray(table[np.asarray(image)])
+    levels = LEVELS.clip(0, white) * 65535 // white
+    return eight_bits(image, 65535 - levels if negative else levels)

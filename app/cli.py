@@ -33,17 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_left():
+        if _is_read():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
         return 128 + signal.SIGPIPE  # as a shell has it of commands that end so
 
 
-def _reader_left() -> bool:
-    """Whether nobody reads our output any more, as behind `| head -1`."""
+def _is_read() -> bool:
+    """Whether somebody still reads our output, unlike behind `| head -1`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are told without being asked for
-    return bool(poll.poll(0))
+    return not poll.poll(0)
 
 
 def _main(argv: Sequence[str] | None) -> int:

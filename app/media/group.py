@@ -58,7 +58,7 @@ class _Run:
 
 
 class WorkerGroup:
-    """Runs jobs on `options.workers` processes. `changed` and `restarted` feed the metrics."""
+    """Runs jobs on `options.workers` processes. `on_changed` and `on_restarted` feed the metrics."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class WorkerGroup:
             ticket.fail(no_room(error))
         else:
             worker.jobs += 1
-            ticket.set_timer(limit_s, self._overran, run)
+            ticket.timer.set(limit_s, self._overran, run)
 
     def _wait_again(self, ticket: Ticket) -> None:
         """Have `ticket` done by another worker, as often as is sensible."""
@@ -279,7 +279,7 @@ class WorkerGroup:
             ticket.fail(outcome.error or BrokenMedia("the file cannot be decoded"))
             return
         del self._runs[run.worker]
-        ticket.cancel_timer()
+        ticket.timer.cancel()
         release = functools.partial(run.worker.process.buffers.give_back, run.buffer)
         decode_s = min(max(outcome.decode_s, 0.0), time.monotonic() - run.started)
         rows = run.buffer.rows((rows_of(ticket.job), *row_shape(ticket.job.spec)))  # [n, *row]
@@ -288,7 +288,7 @@ class WorkerGroup:
     def _discard(self, run: _Run) -> None:
         """Forget `run`, and whatever it wrote."""
         del self._runs[run.worker]
-        run.ticket.cancel_timer()
+        run.ticket.timer.cancel()
         run.worker.process.buffers.give_back(run.buffer, mapped=not run.is_new)  # it may have failed before mapping
 
     # When time runs out.
@@ -308,7 +308,7 @@ class WorkerGroup:
     def _let_run_on(self, run: _Run) -> None:
         """Nobody waits for `run` any more: it may go on for about as long as starting another worker would take."""
         left_s = run.started + self._options.timeout_s - time.monotonic()
-        run.ticket.set_timer(min(left_s, self._options.abandoned_grace_s), self._overran, run)
+        run.ticket.timer.set(min(left_s, self._options.abandoned_grace_s), self._overran, run)
 
     def _abandon(self, ticket: Ticket) -> None:
         """Nobody waits for `ticket` any more: it is not run, or not for long."""
@@ -316,7 +316,7 @@ class WorkerGroup:
         if run is not None:
             self._let_run_on(run)
             return
-        ticket.cancel_timer()
+        ticket.timer.cancel()
         if not ticket.future.cancelled() and ticket.future.exception() is None:  # outcome and cancellation crossed
             ticket.future.result().close()
 

@@ -6,11 +6,11 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable
-from typing import Any
 
 from app.errors import DeadlineExceeded, HieraError
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeJob
+from app.media.timer import Timer
 
 
 class Ticket:
@@ -31,7 +31,7 @@ class Ticket:
         self.deadline = deadline
         self.future: asyncio.Future[DecodedRows] = asyncio.get_running_loop().create_future()
         self.attempts = 0
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer = Timer()
 
     def __lt__(self, other: Ticket) -> bool:
         return (self.deadline, self.number) < (other.deadline, other.number)
@@ -43,22 +43,12 @@ class Ticket:
 
     def fail(self, error: HieraError) -> None:
         """Settle with `error`, unless it is settled or nobody waits."""
-        self.cancel_timer()
+        self.timer.cancel()
         if not self.future.done():
             self.future.set_exception(error)
 
     def expire(self) -> None:
         self.fail(DeadlineExceeded("the deadline passed before the file was decoded"))
-
-    def set_timer(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call back after `delay_s` seconds, instead of what was planned before."""
-        self.cancel_timer()
-        self.timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), callback, *arguments)
-
-    def cancel_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class DeadlineQueue:
@@ -73,7 +63,7 @@ class DeadlineQueue:
 
     def push(self, ticket: Ticket) -> None:
         """Let `ticket` wait."""
-        ticket.set_timer(ticket.remaining_s, ticket.expire)
+        ticket.timer.set(ticket.remaining_s, ticket.expire)
         heapq.heappush(self._heap, ticket)
 
     def pop(self) -> Ticket | None:
@@ -83,7 +73,7 @@ class DeadlineQueue:
             if ticket.future.done():
                 continue
             if ticket.remaining_s > 0:
-                ticket.cancel_timer()
+                ticket.timer.cancel()
                 return ticket
             ticket.expire()
         return None

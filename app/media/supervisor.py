@@ -14,10 +14,11 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from app.media.messages import Outcome, ProtocolViolation, Ready
 from app.media.process import ForkServer, WorkerProcess
+from app.media.timer import Timer
 from app.pauses import growing_pause_s
 
 FAILED_STARTS_TOLERATED = 3
@@ -50,7 +51,7 @@ class Worker:
         self.recycle_after_jobs = round(recycle_after_jobs * random.uniform(0.8, 1.2))  # noqa: S311 - not all at once
         self.retiring = False
         self.leaving = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer = Timer()
 
     @property
     def due(self) -> bool:
@@ -61,16 +62,6 @@ class Worker:
         """Whether it was of use: it took a job, or waited for one for a while."""
         waited = self.ready_at is not None and time.monotonic() - self.ready_at > _PROVEN_AFTER_S
         return self.jobs > 0 or waited
-
-    def set_timer(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call back after `delay_s` seconds, instead of what was planned before."""
-        self.cancel_timer()
-        self.timer = asyncio.get_running_loop().call_later(delay_s, callback, *arguments)
-
-    def cancel_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Listener(Protocol):
@@ -204,7 +195,7 @@ class Supervisor:
     def _add(self, process: WorkerProcess) -> Worker:
         worker = Worker(process, self._recycle_after_jobs)
         self._workers.append(worker)
-        worker.set_timer(self._start_timeout_s, self._start_overran, worker)
+        worker.timer.set(self._start_timeout_s, self._start_overran, worker)
         process.on_exit = functools.partial(self._exited, worker)
         asyncio.get_running_loop().add_reader(process.channel.fileno(), self._heard, worker)
         return worker
@@ -286,14 +277,14 @@ class Supervisor:
             self._listener.answered(worker, reply)
         elif reply is None:  # the exit status tells why, in a moment
             asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
-            worker.set_timer(_LONE_GRACE_S, self._misbehaved, worker, "it hung up and lives on")
+            worker.timer.set(_LONE_GRACE_S, self._misbehaved, worker, "it hung up and lives on")
         elif worker.ready_at is None:
             self._became_ready(worker, reply)
         else:
             self._misbehaved(worker, "it says twice that it is ready")
 
     def _became_ready(self, worker: Worker, reply: Ready) -> None:
-        worker.cancel_timer()
+        worker.timer.cancel()
         worker.confinement = reply.confinement
         worker.ready_at = time.monotonic()
         if worker is self._trial:
@@ -322,7 +313,7 @@ class Supervisor:
         unexpected = not worker.leaving
         if unexpected:
             self._leave(worker)
-        worker.cancel_timer()
+        worker.timer.cancel()
         words = worker.process.last_words()
         status = worker.process.reap()
         self._leaving.discard(worker)
@@ -343,12 +334,12 @@ class Supervisor:
         self._workers.remove(worker)
         self._leaving.add(worker)
         asyncio.get_running_loop().remove_reader(worker.process.channel.fileno())
-        worker.set_timer(_EXIT_GRACE_S, self._insist, worker)
+        worker.timer.set(_EXIT_GRACE_S, self._insist, worker)
         self._listener.changed()
 
     def _insist(self, worker: Worker) -> None:
         worker.process.kill()
-        worker.set_timer(_NEWS_GRACE_S, worker.process.fork_server.kill)
+        worker.timer.set(_NEWS_GRACE_S, worker.process.fork_server.kill)
 
 
 def _reason(status: int | None) -> str:

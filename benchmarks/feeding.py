@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 
 from app.load.generator import Plan
 from app.load.isolated import run_isolated
+from app.load.processes import process_tree, read_proc
 from app.load.request import classify_request
 from app.load.summary import summarise
 from app.load.table import text_table
 from app.load.target import parse_target
-from benchmarks.chaos.census import process_tree, read_proc
 from benchmarks.media import add_photo_argument
 from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.packages import random_package

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from app.load.generator import Plan
 from app.load.isolated import run_isolated
+from app.load.processes import process_tree
 from app.load.progress import ProgressBar
 from app.load.request import multipart_request
 from app.load.server import ServerProcess
 from app.load.summary import summarise
 from app.load.table import text_table
 from app.load.target import parse_target
-from benchmarks.chaos.census import process_tree, settle
+from benchmarks.chaos.census import settle
 from benchmarks.chaos.files import bad_files, good_photos, good_videos
 from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.results import add_output_argument, write_results

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from app.errors import Unavailable
+from app.load.processes import pss_bytes, session_members
 
 _POLL_S = 0.02
 
@@ -135,7 +136,7 @@ class ServerProcess:
 
     def memory_bytes(self) -> int:
         """Proportional set size of all the group's processes: shared pages count once. Linux."""
-        return sum(_pss_bytes(pid) for pid in _session_members(self.pid))
+        return sum(map(pss_bytes, session_members(self.pid)))
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], until_s: float) -> None:
         while time.perf_counter() < until_s:
@@ -156,23 +157,3 @@ def _answers_ok(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _session_members(session: int) -> list[int]:
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getsid(int(entry.name)) == session:
-                    members.append(int(entry.name))
-            except (ProcessLookupError, PermissionError):
-                continue  # ended meanwhile, or not ours
-    return members
-
-
-def _pss_bytes(pid: int) -> int:
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0  # ended meanwhile
-    return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)

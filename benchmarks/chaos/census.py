@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.load.processes import media_workers, process_tree, pss_bytes, resident_bytes
+
 MEBIBYTE = 2**20
-_WORKER = b"media-"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def take_census(pid: int, url: str) -> Census:
     samples = _samples(url)
     tree = process_tree(pid)
     return Census(
-        pss_mib=sum(_kib(each, "smaps_rollup", "Pss:") for each in tree) / 1024,
-        server_rss_mib=_kib(pid, "status", "VmRSS:") / 1024,
+        pss_mib=sum(map(pss_bytes, tree)) / MEBIBYTE,
+        server_rss_mib=resident_bytes(pid) / MEBIBYTE,
         descriptors=len(os.listdir(f"/proc/{pid}/fd")),
         processes=len(tree),
         media_workers=len(media_workers(pid)),
@@ -73,19 +73,6 @@ def settle(pid: int, url: str, calm_s: float, patience_s: float = 60.0) -> Censu
         time.sleep(0.5)
 
 
-def process_tree(pid: int) -> list[int]:
-    """`pid` and all processes below it that live."""
-    tree = [pid]
-    for each in tree:
-        tree += _children(each)
-    return tree
-
-
-def media_workers(pid: int) -> list[int]:
-    """The media workers below `pid`."""
-    return [each for each in process_tree(pid) if read_proc(each, "comm").startswith(_WORKER)]
-
-
 def _samples(url: str) -> list[tuple[str, dict[str, str], float]]:
     text = httpx.get(f"{url}/metrics", timeout=30).text
     return [
@@ -103,24 +90,3 @@ def _by(samples: list[tuple[str, dict[str, str], float]], name: str, label: str)
     values = {labels[label] for found, labels, _ in samples if found == name}
     sums = {value: round(_sum(samples, name, **{label: value})) for value in sorted(values)}
     return {value: count for value, count in sums.items() if count}
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []  # ended meanwhile
-    return [int(child) for task in tasks for child in read_proc(pid, f"task/{task}/children").split()]
-
-
-def read_proc(pid: int, name: str) -> bytes:
-    """A file of a process below /proc; nothing once it has ended."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _kib(pid: int, name: str, field: str) -> int:
-    lines = read_proc(pid, name).decode().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)

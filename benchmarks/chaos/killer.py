@@ -9,7 +9,7 @@ import signal
 import threading
 from types import TracebackType
 
-from benchmarks.chaos.census import media_workers
+from app.load.processes import media_workers
 
 
 class Killer:

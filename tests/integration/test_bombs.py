@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from colours import RED, image_of, video_of
 from PIL import Image
-from processes import descendants, peak_resident_bytes
 from running_server import RunningServer
+
+from app.load.processes import peak_resident_bytes, process_tree
 
 # Coarse: what one of these would take is a hundred times as much, and an allocator has its moods.
 _GROWTH_BYTES = 48 << 20
@@ -95,10 +96,10 @@ ODD_VIDEOS = {
 
 def growth_of(running: RunningServer, path: str, data: bytes) -> tuple[httpx.Response, int]:
     """The answer, and by how much the server or any of its workers needed more memory than ever before."""
-    processes = {running.process.pid, *descendants(running.process.pid)}
+    processes = set(process_tree(running.process.pid))
     before = {pid: peak_resident_bytes(pid) for pid in processes}
     answer = httpx.post(f"{running.url}{path}", files={"file": data}, timeout=60)
-    assert {running.process.pid, *descendants(running.process.pid)} == processes
+    assert set(process_tree(running.process.pid)) == processes
     return answer, max(peak_resident_bytes(pid) - before[pid] for pid in processes)
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 from colours import BLUE, GREEN, RED, image_of, video_of
-from processes import descendants
 from prometheus_client.parser import text_string_to_metric_families
 from raw_http import connect, is_closed, post_head, read_response
 from running_server import RunningServer
+
+from app.load.processes import process_tree
 
 StartServer = Callable[..., RunningServer]
 PATIENCE_S = 60.0
@@ -250,7 +251,7 @@ def test_a_drain_under_load_loses_no_accepted_request(start_server: StartServer)
 def test_workers_end_when_the_engine_host_is_killed(start_server: StartServer) -> None:
     running = start_server(http_workers=2).wait_until_ready()
     workers = children_of(running.process.pid)
-    everyone = descendants(running.process.pid)
+    everyone = set(process_tree(running.process.pid)[1:])
     assert len(everyone) == 2 + 4 + 4  # two media workers each, and what forks them
     assert everyone.issuperset(workers)
     running.kill()

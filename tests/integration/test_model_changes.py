@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
@@ -13,6 +12,8 @@ import httpx
 import pytest
 from colours import BLUE, GREEN, RED, image_of, write_colour_package
 from running_server import RunningServer
+
+from app.load.processes import resident_bytes
 
 ADMIN = {"X-API-Key": "admin-secret"}
 USE = {"X-API-Key": "use-secret"}
@@ -264,8 +265,3 @@ def wait_for_memory(pid: int, most: int) -> None:
     while resident_bytes(pid) >= most:
         assert time.monotonic() < end, f"{resident_bytes(pid):,} bytes, not less than {most:,}"
         time.sleep(0.05)
-
-
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

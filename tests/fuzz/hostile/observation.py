@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
-from processes import media_workers, resident_bytes
 from running_server import RunningServer
 
+from app.load.processes import media_workers, resident_bytes
 from app.media.shared import KEPT_BUFFERS
 
 _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -52,7 +52,7 @@ def observe(server: RunningServer) -> State:
 
     states = by_label("hiera_media_workers")
     return State(
-        workers=media_workers(pid),
+        workers=frozenset(media_workers(pid)),
         descriptors=_descriptors(pid),
         resident_bytes=resident_bytes(pid),
         restarts={why: int(count) for why, count in by_label("hiera_media_worker_restarts_total").items() if count},

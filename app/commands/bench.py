@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from urllib.parse import quote
 
 from app.commands.api_key import api_key
 from app.errors import InvalidParameter, Unavailable
+from app.load.ask import ask
 from app.load.generator import MAX_REQUESTS, Plan
 from app.load.isolated import run_isolated
 from app.load.plot import svg, terminal
@@ -120,20 +120,14 @@ def _server(arguments: argparse.Namespace) -> Iterator[Target]:
 
 def _refuse_silence(target: Target, key: str | None) -> None:
     """Raises Unavailable for a server that would refuse each of some thousand requests, or is none."""
-    connection = http.client.HTTPConnection(target.address, target.port, timeout=10)
-    try:
-        connection.request("GET", "/models", headers=_authorization(key))
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"{target.url} does not answer: {error}") from error
-    finally:
-        connection.close()
+    status, _ = _ask(target, "/models", key)
     if status in (401, 403):
         raise Unavailable(f"{target.url} answers {status}: give a key that opens it with --api-key")
 
 
-def _authorization(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+def _ask(target: Target, path: str, key: str | None) -> tuple[int, bytes]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return ask(target.url, target.address, target.port, path, headers=headers)
 
 
 def _measure(
@@ -196,16 +190,12 @@ def _model_of(bodies: dict[int, bytes]) -> dict[str, object]:
 
 def _engine_rows_per_s(target: Target, model: object, api_key: str | None) -> float | None:
     """The bare engine's best rate by the batch curve in /models, or None when the server tells none."""
-    connection = http.client.HTTPConnection(target.address, target.port, timeout=10)
     try:
-        connection.request("GET", f"/models/{quote(str(model))}", headers=_authorization(api_key))
-        entry = json.loads(connection.getresponse().read())
+        entry = json.loads(_ask(target, f"/models/{quote(str(model))}", api_key)[1])
         rates = [cost["rows"] / cost["milliseconds"] * 1000 for cost in entry.get("batch_curve", [])]
         return max(rates, default=0.0) * (entry.get("instances") or 1) or None
-    except (OSError, http.client.HTTPException, ValueError, ArithmeticError, AttributeError, KeyError, TypeError):
+    except (Unavailable, ValueError, ArithmeticError, AttributeError, KeyError, TypeError):
         return None  # not this project's server: the table does without
-    finally:
-        connection.close()
 
 
 def _print_report(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
 import json
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from app.api.schemas import Models
 from app.commands.api_key import api_key
 from app.commands.setting_flags import settings_from
-from app.errors import InvalidParameter, PackageError, Unavailable
+from app.errors import PackageError, Unavailable
+from app.load.ask import ask
 from app.load.table import text_table
+from app.load.target import split_address
 from app.repository.store import Package, PackagePath, discover, latest, open_package
-
-_TIMEOUT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,23 +75,11 @@ def _print_folder(packages: list[Package], refused: dict[PackagePath, str], root
 
 
 def _from_server(url: str, key: str | None, *, as_json: bool) -> int:
-    try:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        port = parts.port
-    except ValueError as error:
-        raise InvalidParameter(f"{url}: not an address ({error})") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidParameter(f"{url}: give the server's address as http://host:port")
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    try:
-        with contextlib.closing(connect(parts.hostname, port, timeout=_TIMEOUT_S)) as connection:
-            connection.request("GET", "/models", headers={"X-API-Key": key} if key else {})
-            response = connection.getresponse()
-            body = response.read()
-    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: a name that no resolver takes
-        raise Unavailable(f"{url} does not answer: {error}") from error
-    if response.status != 200:
-        raise Unavailable(f"{url} answers {response.status}: {body[:500].decode(errors='replace')}")
+    parts, host = split_address(url, "http", "https")
+    headers = {"X-API-Key": key} if key else {}
+    status, body = ask(url, host, parts.port, "/models", headers=headers, encrypted=parts.scheme == "https")
+    if status != 200:
+        raise Unavailable(f"{url} answers {status}: {body[:500].decode(errors='replace')}")
     if as_json:
         print(body.decode(errors="replace"))
         return 0

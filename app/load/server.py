@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from app.errors import Unavailable
+from app.load.ask import ask
 from app.load.processes import pss_bytes, session_members
 
 _POLL_S = 0.02
@@ -142,18 +142,9 @@ class ServerProcess:
         while time.perf_counter() < until_s:
             if process.poll() is not None:
                 raise Unavailable(f"the server ended with exit code {process.returncode}:\n{self.log_tail()}")
-            if _answers_ok(self.port, self._ready_path):
-                return
+            with contextlib.suppress(Unavailable):
+                status, _ = ask(self.url, "127.0.0.1", self.port, self._ready_path, timeout_s=5)
+                if status == 200:
+                    return
             time.sleep(_POLL_S)
         raise Unavailable(f"the server was not ready after {self._ready_timeout_s:g} s:\n{self.log_tail()}")
-
-
-def _answers_ok(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

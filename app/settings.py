@@ -6,7 +6,6 @@ Each name ends in its unit where it has one. `docs/configuration.md` is written 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.caches import cache_folder
 
 PREFIX = "HIERA_"
 _OF_OTHER_COMMANDS = ("HIERA_WEIGHTS_DIR", "HIERA_WEIGHTS_URL")  # hiera-export's
@@ -34,10 +35,6 @@ PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 def _folder_or_none(value: object) -> object:
     return None if isinstance(value, str) and value.lower() == "none" else value
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiera-serve"
 
 
 def _matching(pattern: str, requirement: str) -> AfterValidator:
@@ -122,7 +119,7 @@ class Settings(BaseSettings):
     """A batch that has run for less than this never counts as stuck."""
     engine_rebuild_pause_seconds: PositiveSeconds = 60.0
     """Longest pause before a lost engine is rebuilt; pauses begin at half a second and double."""
-    engine_cache_folder: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(default_factory=_cache_folder)
+    engine_cache_folder: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(default_factory=cache_folder)
     """Folder that keeps compiled models and measured batch costs for the next start; none keeps nothing."""
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
     """Most rows in one batch; within it the size that pays is found by measuring."""

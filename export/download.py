@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from app.caches import cache_folder
 from export.catalog import Download
 from export.errors import DownloadFailed
 from export.formats import wrong_start
@@ -42,8 +43,7 @@ class WeightsSource:
 
 def source_from_environment(environment: Mapping[str, str]) -> WeightsSource:
     """`HIERA_WEIGHTS_DIR` (default: hiera-serve in the user's caches) and `HIERA_WEIGHTS_URL` (default: official)."""
-    caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = environment.get("HIERA_WEIGHTS_DIR") or Path(caches) / "hiera-serve"
+    folder = environment.get("HIERA_WEIGHTS_DIR") or cache_folder(environment)
     return WeightsSource(Path(folder), environment.get("HIERA_WEIGHTS_URL") or None)
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import onnx
 
+from app.caches import cache_folder
 from app.engines.base import batch_ladder
 from app.engines.cuda import CudaDevice
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, graph_sources, record_file
@@ -107,8 +108,7 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
 
 def default_timing_cache(key: PlanKey) -> Path:
     """Where timings are kept between builds: they hold for one GPU architecture and one TensorRT."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiera-serve" / "tensorrt"
-    return folder / f"{key.architecture}-{key.flavour}-{key.version}.timing"
+    return cache_folder() / "tensorrt" / f"{key.architecture}-{key.flavour}-{key.version}.timing"
 
 
 def profile_batches(batches: tuple[int, ...]) -> list[tuple[int, int, int]]:

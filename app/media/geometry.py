@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# EXIF orientation (tag 0x0112) to: whether rows and columns change places, then whether to flip top-bottom and
-# left-right.
+ORIENTATION_TAG = 0x0112  # of EXIF
+# Its value to: whether rows and columns change places, then whether to flip top-bottom and left-right.
 _ORIENTATIONS = {
     1: (False, False, False),
     2: (False, False, True),

@@ -34,7 +34,7 @@ from PIL import (
 from app.errors import BrokenMedia, LimitExceeded, RequestError, UnsupportedMedia
 from app.media import formats, jpeg, tiff
 from app.media.colour import CONVERT_IT, to_rgb
-from app.media.geometry import Orientation, Plan, plan_center_crop
+from app.media.geometry import ORIENTATION_TAG, Orientation, Plan, plan_center_crop
 from app.media.limits import MediaLimits
 from app.media.reader import Data, MemoryFile
 from app.media.resize import resize_array, resize_image, turn_upright
@@ -42,7 +42,6 @@ from app.media.spec import DecodeInfo, ImageSpec
 
 __all__ = ["decode_image"]
 
-_ORIENTATION_TAG = 0x0112
 _PNG_BITS_AT = 24  # in the header chunk, which comes first
 _DECODING_BYTES = 8  # of memory for a pixel, while codecs and Pillow both hold some of it
 _PLUGINS = {
@@ -149,7 +148,7 @@ def _decode_with_pillow(
 def _orientation(image: ImageFile.ImageFile) -> Orientation:
     """Upright where its Exif block cannot be read: the picture is sound all the same."""
     try:
-        return Orientation.from_exif(image.getexif().get(_ORIENTATION_TAG))
+        return Orientation.from_exif(image.getexif().get(ORIENTATION_TAG))
     except _DAMAGE:
         return Orientation()
 

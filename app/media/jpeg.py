@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from app.media.geometry import ORIENTATION_TAG
 from app.media.reader import Data
 
 # Scaled by the decoder, the short side stays at least this many times the size that it is resized to. Over 47 sharp
@@ -23,7 +24,6 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SO
 _HUFFMAN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _KNOWN_FRAMES = _HUFFMAN_FRAMES | {0xC9, 0xCA}  # the last two coded arithmetically; the others lossless, hierarchical
 _OTHER_BITS = (12, 16)
-_ORIENTATION_TAG = 0x0112
 _SHORT, _LONG = 3, 4
 _UPRIGHT = 1
 
@@ -86,7 +86,7 @@ def exif_orientation(exif: bytes) -> int | None:
         (entries,) = struct.unpack_from(f"{order}H", exif, directory)
         for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
             tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
-            if tag == _ORIENTATION_TAG:
+            if tag == ORIENTATION_TAG:
                 code = {_SHORT: "H", _LONG: "I"}.get(kind)
                 value = struct.unpack_from(f"{order}{code}", exif, entry + 8)[0] if code else _UPRIGHT
                 return value if 1 <= value <= 8 else None

@@ -48,7 +48,8 @@ def two_versions(source: Path, folder: Path) -> None:
 
 
 def start(repository: Path, arguments: argparse.Namespace) -> ServerProcess:
-    return own_server(repository, arguments, admin_keys=f"bench:{_ADMIN}", http_workers=arguments.http_workers)
+    settings = {"admin_keys": f"bench:{_ADMIN}", "http_workers": arguments.http_workers}
+    return own_server(repository, arguments.engine, arguments.set, **settings)
 
 
 def load_of(url: str, arguments: argparse.Namespace) -> Storm:

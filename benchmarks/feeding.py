@@ -55,7 +55,8 @@ def measure(arguments: argparse.Namespace, http_workers: int) -> Costs:
     command = (sys.executable, "-m", "benchmarks.simulated_gpu", "run")
     with own_server(
         repository,
-        arguments,
+        arguments.engine,
+        arguments.set,
         command=command,
         http_workers=http_workers,
         default_image_model=VARIANT,

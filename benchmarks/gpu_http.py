@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ def http_rate(job: Job) -> dict[str, Any]:
     with repository_of_one(package) as repository:
         server = own_server(
             repository,
-            argparse.Namespace(engine=job.contender.split()[0], set=[]),
+            job.contender.split()[0],
             engine_device=job.device,
             engine_instances=job.instances,
             max_batch_rows=job.batches[-1],

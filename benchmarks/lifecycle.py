@@ -25,8 +25,8 @@ MEBIBYTE = 2**20
 def _start(arguments: argparse.Namespace) -> ServerProcess:
     """`make run` itself, or the command that it ends in."""
     if arguments.make:
-        return own_server(arguments.repository, arguments, command=["make", "run"])
-    return own_server(arguments.repository, arguments)
+        return own_server(arguments.repository, arguments.engine, arguments.set, command=["make", "run"])
+    return own_server(arguments.repository, arguments.engine, arguments.set)
 
 
 def main() -> None:

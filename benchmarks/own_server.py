@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from app.load.server import ServerProcess, free_port
@@ -14,7 +14,7 @@ _READY_S = 300.0  # a large model's first start: it is measured, or compiled
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, engine: str = "auto") -> None:
-    """`--engine`, and `--set` for all other settings; `own_server` reads them."""
+    """`--engine`, and `--set` for all other settings; both are for `own_server`."""
     parser.add_argument("--engine", default=engine)
     parser.add_argument(
         "--set",
@@ -28,22 +28,23 @@ def add_server_arguments(parser: argparse.ArgumentParser, engine: str = "auto") 
 
 def own_server(
     repository: Path,
-    arguments: argparse.Namespace,
+    engine: str,
+    chosen: Iterable[tuple[str, str]] = (),
     *,
     command: Sequence[str] = (sys.executable, "-m", "app.cli", "run"),
     **settings: object,
 ) -> ServerProcess:
-    """A context that runs the server of `repository`; those of `--set` come after `settings`."""
+    """A context that runs the server of `repository`; settings that were `chosen`, by `--set`, outdo `settings`."""
     port = free_port()
-    chosen = {
+    every = {
         "port": port,
         "host": "127.0.0.1",
         "model_repository": repository.absolute(),
-        "engine": arguments.engine,
+        "engine": engine,
         **settings,
-        **dict(arguments.set),
+        **dict(chosen),
     }
-    environment = {f"HIERA_{name.upper()}": str(value) for name, value in chosen.items()}
+    environment = {f"HIERA_{name.upper()}": str(value) for name, value in every.items()}
     return ServerProcess(list(command), port=port, environment=environment, folder=ROOT, ready_timeout_s=_READY_S)
 
 

@@ -82,7 +82,7 @@ def main() -> None:
     add_server_arguments(parser, engine="noop")
     add_output_argument(parser)
     arguments = parser.parse_args()
-    with own_server(arguments.repository, arguments) as server:
+    with own_server(arguments.repository, arguments.engine, arguments.set) as server:
         target = parse_target(server.url)
         photos = good_photos(arguments.photos)
         bad = [file for file in bad_files(photos[0], good_videos(1)[0]) if file.task == "image"]

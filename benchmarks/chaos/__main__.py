@@ -62,7 +62,7 @@ def main() -> None:
     all_cores = os.sched_getaffinity(0)
     if server_cores:
         os.sched_setaffinity(0, server_cores)
-    server = own_server(_repository(arguments), arguments)
+    server = own_server(_repository(arguments), arguments.engine, arguments.set)
     with server:
         os.sched_setaffinity(0, client_cores or all_cores)  # the server, and what it starts, keep theirs
         target = parse_target(server.url)

@@ -72,10 +72,8 @@ def candidates(options: EngineOptions) -> list[str]:
     return found
 
 
-def create_engine(
-    name: str, graph: Path, row_shape: tuple[int, ...], classes: int, precision_of_graph: str, options: EngineOptions
-) -> Engine:
-    """Load a `Graph`, given by its parts, into one engine.
+def create_engine(name: str, graph: Graph, options: EngineOptions) -> Engine:
+    """Load a graph into one engine.
 
     Args:
         name: one of `candidates(options)`.
@@ -84,17 +82,16 @@ def create_engine(
         EngineUnavailable: not installed, or it cannot do what `options` ask for.
         PackageError: the engine cannot load the graph.
     """
-    whole = Graph(graph, row_shape, classes, precision_of_graph)
     match name:
         case "noop":
-            return NoopEngine(row_shape, classes, options.max_batch)
+            return NoopEngine(graph.row_shape, graph.classes, options.max_batch)
         case "openvino":
-            return create_streams(name, whole, options, 1)[0]
+            return create_streams(name, graph, options, 1)[0]
         case "onnxruntime":
-            return _onnxruntime(whole, options)
+            return _onnxruntime(graph, options)
         case "tensorrt":
-            _refuse_other_precision("TensorRT", whole, options)
-            return gpu.build_tensorrt(whole, max_batch=options.max_batch, device=options.device)
+            _refuse_other_precision("TensorRT", graph, options)
+            return gpu.build_tensorrt(graph, max_batch=options.max_batch, device=options.device)
     raise EngineUnavailable(f"this release has no engine named {name}")
 
 

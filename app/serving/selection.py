@@ -56,15 +56,17 @@ class Selected:
 
 def load_engine(package: Package, name: str, options: EngineOptions) -> Engine:
     """Load a package into one engine, proven by nothing yet. Raises EngineUnavailable or PackageError."""
-    manifest = package.manifest
-    return create_engine(name, package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, options)
+    return create_engine(name, _graph(package), options)
 
 
 def load_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
     """The same for engines that share a model and the cores (`create_streams`)."""
+    return create_streams(name, _graph(package), options, count)
+
+
+def _graph(package: Package) -> Graph:
     manifest = package.manifest
-    graph = Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision)
-    return create_streams(name, graph, options, count)
+    return Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision)
 
 
 def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.engines.base import Graph
 from app.engines.factory import EngineOptions, create_engine
 from app.engines.openvino import cpu_precision
 from app.repository.manifest import Precision
@@ -146,7 +147,7 @@ def test_openvino_keeps_the_norms_of_a_bf16_graph_in_float32(tmp_path: Path) -> 
     rows = render_rows((32, 32, 3), 64, first=50_000)
     with torch.inference_mode():
         expected = model(normalise(rows, variant.preprocessing)).softmax(dim=1).numpy()
-    engine = create_engine("openvino", path, (32, 32, 3), 10, "bf16", EngineOptions(threads=1, max_batch=64))
+    engine = create_engine("openvino", Graph(path, (32, 32, 3), 10, "bf16"), EngineOptions(threads=1, max_batch=64))
     assert engine.info.precision == "bf16"
     lowered = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
 

@@ -23,9 +23,8 @@ ROW = (8, 8, 3)
 
 
 def build(name: str, graph: Path, options: EngineOptions | None = None, row_shape: tuple[int, ...] = ROW) -> Engine:
-    return create_engine(
-        name, graph, row_shape, 5, "fp32", options or EngineOptions(threads=1, precision="fp32", max_batch=8)
-    )
+    options = options or EngineOptions(threads=1, precision="fp32", max_batch=8)
+    return create_engine(name, Graph(graph, row_shape, 5, "fp32"), options)
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ def test_an_engine_of_a_later_release_is_refused_in_plain_words() -> None:
     with pytest.raises(EngineUnavailable, match="no engine named abacus"):
         candidates(EngineOptions(name=unknown))
     with pytest.raises(EngineUnavailable, match="no engine named abacus"):
-        create_engine("abacus", Path("x"), ROW, 5, "fp32", EngineOptions())
+        create_engine("abacus", Graph(Path("x"), ROW, 5, "fp32"), EngineOptions())
 
 
 def test_the_installed_versions_are_known() -> None:

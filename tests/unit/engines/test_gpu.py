@@ -19,6 +19,7 @@ from cuda.bindings import runtime
 from host_device import HostDevice
 
 from app.engines import cuda, gpu
+from app.engines.base import Graph
 from app.engines.cuda import CudaDevice, gpu_count, why_no_gpu
 from app.engines.device import Device
 from app.engines.factory import EngineOptions, candidates, create_engine, engine_identity, placements
@@ -237,12 +238,12 @@ def test_with_a_gpu_and_no_plan_tensorrt_names_the_command(make_graph: MakeGraph
     with pytest.raises(
         EngineUnavailable, match=rf"no TensorRT plan for sm_90.*run hiera-export tensorrt {graph.parent}"
     ):
-        create_engine("tensorrt", graph, (8, 8, 3), 5, "fp32", EngineOptions())
+        create_engine("tensorrt", Graph(graph, (8, 8, 3), 5, "fp32"), EngineOptions())
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_with_a_gpu_onnxruntime_goes_to_it(make_graph: MakeGraph) -> None:
-    engine = create_engine("onnxruntime", make_graph(), (8, 8, 3), 5, "fp32", EngineOptions())
+    engine = create_engine("onnxruntime", Graph(make_graph(), (8, 8, 3), 5, "fp32"), EngineOptions())
     assert engine.info.device == "cuda:0"
     engine.close()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from serving_fakes import FakeEngine, probabilities_of, rows_of
 
-from app.engines.base import Engine, EngineInfo, Probabilities, Rows
+from app.engines.base import Engine, EngineInfo, Graph, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
 from app.errors import EngineError, PackageError
 from app.repository.store import Golden
@@ -37,11 +37,11 @@ def test_an_engine_for_single_rows_is_given_single_rows() -> None:
 
 def test_a_graph_with_other_weights_is_refused_with_the_figures(make_graph: MakeGraph) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    reference = create_engine("onnxruntime", make_graph(seed=0), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+    reference = create_engine("onnxruntime", Graph(make_graph(seed=0), (8, 8, 3), 5, "fp32"), EngineOptions(threads=1))
     golden = Golden(rows, reference.run(rows))
     check_golden(reference, golden, "fp32")
     for name in ("onnxruntime", "openvino"):
-        other = create_engine(name, make_graph(seed=1), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+        other = create_engine(name, Graph(make_graph(seed=1), (8, 8, 3), 5, "fp32"), EngineOptions(threads=1))
         with pytest.raises(PackageError, match="disagrees with the reference"):
             check_golden(other, golden, "fp32")
         other.close()
@@ -72,7 +72,7 @@ class SwappedChannels:
 
 def test_swapped_colour_channels_are_noticed(make_graph: MakeGraph) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    engine = create_engine("onnxruntime", make_graph(), (8, 8, 3), 5, "fp32", EngineOptions(threads=1))
+    engine = create_engine("onnxruntime", Graph(make_graph(), (8, 8, 3), 5, "fp32"), EngineOptions(threads=1))
     golden = Golden(rows, engine.run(rows))
     with pytest.raises(PackageError):
         check_golden(SwappedChannels(engine), golden, "fp32")

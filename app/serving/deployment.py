@@ -77,6 +77,7 @@ class Deployment:
             package, devices[0], store, budget_s=options.warmup_budget_s, streams=options.instances
         )
         self.golden = selected.golden
+        self._telling = threading.Lock()  # an engine may be back just as its version is withdrawn
         self._withdrawn = withdrawn = threading.Event()
         self._cost = CostModel(selected.curve)
         self._batcher = Batcher(
@@ -157,9 +158,10 @@ class Deployment:
 
     def withdraw(self) -> None:
         """Requests are led elsewhere from now on; telemetry is told, and nothing of this version after that."""
-        if not self._withdrawn.is_set():
-            self._withdrawn.set()
-            self._observer.version_gone(self.model.name, self.model.version)
+        with self._telling:
+            if not self._withdrawn.is_set():
+                self._withdrawn.set()
+                self._observer.version_gone(self.model.name, self.model.version)
 
     def close(self, timeout_s: float) -> bool:
         """Wait until no request uses the model, then end its engines and give their memory back.
@@ -182,8 +184,9 @@ class Deployment:
         return idle and all(ended)
 
     def _announce(self) -> None:
-        if not self._withdrawn.is_set():
-            self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
+        with self._telling:
+            if not self._withdrawn.is_set():
+                self._observer.model_ready(self.model.name, self.model.version, self.unready_reason is None)
 
     def _further(self, places: list[EngineOptions], selected: Selected) -> list[Engine]:
         """An engine like the selected one, warm as that is, which shares nothing with it, for each place."""

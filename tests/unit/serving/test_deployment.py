@@ -16,9 +16,12 @@ from serving_fakes import PATIENCE_S, FakeRows
 from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine, create_streams
 from app.errors import ChangeRefused, EngineError, EngineOutOfMemory
+from app.repository.store import discover, open_package
 from app.serving import deployment, selection
 from app.serving.curve import BatchCurve, Sample, warm_up
-from app.serving.deployment import ServingOptions
+from app.serving.deployment import Deployment, ServingOptions
+from app.serving.measured import MeasuredStore
+from app.serving.observer import SilentObserver
 from app.serving.registry import ModelRegistry
 from app.serving.supervisor import SupervisionOptions
 
@@ -156,3 +159,38 @@ def test_a_model_whose_engine_waits_to_be_rebuilt_is_loaded_anew_though_its_pack
     assert registry.load("model").outcome == "swapped"
     assert registry.unready_reason() is None
     registry.close()
+
+
+def test_an_engine_that_is_back_as_its_version_is_withdrawn_leaves_no_word_of_it(
+    make_package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    asked, answer = threading.Event(), threading.Event()
+
+    class Notes(SilentObserver):
+        def model_ready(self, model: str, version: int, ready: bool) -> None:
+            told.append("ready")
+
+        def version_gone(self, model: str, version: int) -> None:
+            told.append("gone")
+
+    def slow_reason(self: Deployment) -> None:
+        asked.set()
+        assert answer.wait(PATIENCE_S)
+
+    (path,) = discover(make_package("model"))
+    options = EngineOptions(name="onnxruntime", threads=1, max_batch=2)
+    served = Deployment(open_package(path), options, ServingOptions(), MeasuredStore(None), Notes())
+    monkeypatch.setattr(Deployment, "unready_reason", property(slow_reason))
+    told.clear()
+    back = threading.Thread(target=served.announce_ready)
+    back.start()
+    assert asked.wait(PATIENCE_S)
+    leaving = threading.Thread(target=served.withdraw)
+    leaving.start()
+    leaving.join(0.2)  # it waits for what is being told
+    answer.set()
+    back.join(PATIENCE_S)
+    leaving.join(PATIENCE_S)
+    served.close(PATIENCE_S)
+    assert told == ["ready", "gone"]

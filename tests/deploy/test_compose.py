@@ -1,44 +1,17 @@
-"""docker-compose.yml and what it mounts: every file, setting, metric and recorded series that is named exists."""
+"""docker-compose.yml and the image that it builds: every file, setting and variable that is named exists."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from app.settings import Settings, variable_of
-from app.telemetry.gpu import watch_gpus
-from app.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "hiera.json"
-RULES = ROOT / "docker" / "prometheus" / "rules"
-
-
-def dashboard_queries() -> list[str]:
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    panels += [inner for panel in panels for inner in panel.get("panels", ())]
-    return [target["expr"] for panel in panels for target in panel.get("targets", ())]
-
-
-def rules() -> list[dict[str, str]]:
-    documents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yml"))]
-    return [rule for document in documents for group in document["groups"] for rule in group["rules"]]
-
-
-def exposed_metrics() -> set[str]:
-    """Every name that /metrics can show, with the suffixes of histograms."""
-    registry = Metrics().registry
-    watch_gpus(registry)
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    return {family.name + suffix for family in registry.collect() for suffix in suffixes[family.type]}
 
 
 def test_every_mounted_file_exists() -> None:
@@ -92,23 +65,6 @@ def test_nothing_is_published_beyond_this_machine_unless_asked() -> None:
     for name, service in COMPOSE["services"].items():
         for port in service.get("ports", ()):
             assert port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:"), name
-
-
-def test_the_dashboard_is_what_its_generator_writes(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docker" / "grafana", tmp_path / "grafana", ignore=shutil.ignore_patterns("__pycache__"))
-    copy = tmp_path / "grafana" / "dashboards" / "hiera.json"
-    copy.unlink()
-    subprocess.run([sys.executable, tmp_path / "grafana" / "dashboard.py"], check=True)
-    assert copy.read_text(encoding="utf-8") == DASHBOARD.read_text(encoding="utf-8"), "run docker/grafana/dashboard.py"
-
-
-def test_the_dashboard_and_the_rules_ask_only_for_series_that_exist() -> None:
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    known = exposed_metrics() | recorded
-    expressions = dashboard_queries() + [rule["expr"] for rule in rules()]
-    asked = {name for expression in expressions for name in re.findall(r"[a-z:]*hiera_[a-z0-9_:]+", expression)}
-    assert len(asked) > 15
-    assert asked <= known, asked - known
 
 
 def test_everything_that_the_image_copies_is_in_the_build_context() -> None:

@@ -22,7 +22,7 @@ def test_the_configuration_and_its_rules_are_valid() -> None:
 
 
 def test_every_alert_fires_and_recovers_in_the_rule_tests() -> None:
-    assert "SUCCESS" in promtool("test", "rules", "tests/alerts.yml")
+    assert "SUCCESS" in promtool("test", "rules", "tests/alerts.yml", "tests/thresholds.yml")
     tested = (FOLDER / "tests" / "alerts.yml").read_text(encoding="utf-8")
     rules = (FOLDER / "rules" / "alerts.yml").read_text(encoding="utf-8")
     alerts = [line.split(":")[1].strip() for line in rules.splitlines() if "- alert:" in line]

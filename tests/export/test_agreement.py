@@ -11,6 +11,7 @@ from PIL import Image
 
 from app.engines.base import EngineInfo, Probabilities, Rows
 from app.engines.factory import EngineOptions
+from app.repository.manifest import Precision
 from app.repository.store import Package, PackagePath, open_package
 from export.agreement import check_agreement, measure_agreement, open_engine, photos, rendered
 from export.cli import main
@@ -50,11 +51,11 @@ def marked(count: int) -> list[np.ndarray]:
     return [np.full((1, 1, 3), mark, np.uint8) for mark in range(count)]
 
 
-def package_of(objects: Path, *, trained: bool) -> Package:
+def package_of(objects: Path, *, trained: bool, precision: Precision = "bf16") -> Package:
     package = open_package(PackagePath("hiera_demo_objects", 1, objects))
     seed = None if trained else 5
     weights = package.manifest.weights.model_copy(update={"random_seed": seed})
-    manifest = package.manifest.model_copy(update={"weights": weights, "precision": "bf16"})
+    manifest = package.manifest.model_copy(update={"weights": weights, "precision": precision})
     return dataclasses.replace(package, manifest=manifest)
 
 
@@ -90,6 +91,15 @@ def test_a_probability_that_is_too_far_off_or_no_number_fails(objects: Path) -> 
         agreement = measure_agreement(Fixed(error=error), Fixed().run, iter(marked(8)), 4)
         with pytest.raises(ParityFailed, match="a probability differs"):
             check_agreement(agreement, package, "bf16")
+
+
+def test_the_looser_bound_of_the_graph_and_of_the_engine_counts(objects: Path) -> None:
+    agreement = measure_agreement(Fixed(error=0.1), Fixed().run, iter(marked(8)), 4)
+    check_agreement(agreement, package_of(objects, trained=True, precision="bf16"), "fp32")
+    fp32 = package_of(objects, trained=True, precision="fp32")
+    check_agreement(agreement, fp32, "bf16")
+    with pytest.raises(ParityFailed, match=r"a probability differs by 0\.1"):
+        check_agreement(agreement, fp32, "fp32")
 
 
 def test_rendered_rows_are_those_of_the_golden_series() -> None:

@@ -14,18 +14,20 @@ import torch
 from safetensors.torch import save_file
 
 from app.errors import PackageError
-from app.repository.manifest import Manifest, read_manifest
-from app.repository.store import PackagePath, discover, open_package
+from app.repository.manifest import Manifest, Sampling, read_manifest
+from app.repository.store import PackagePath, discover, open_package, sha256
 from export import package as package_module
 from export import parity as parity_module
-from export.catalog import find_variant
+from export import to_onnx
+from export import verify as verify_module
+from export.catalog import OWN_WEIGHTS, Download, find_variant
 from export.download import WeightsSource
 from export.errors import BuildRefused, CheckpointError, NoWeights, ParityFailed, WrongLabels, WrongRecord
 from export.hiera import create_model
 from export.package import BuildPlan, build_package
 from export.parity import Tolerance
 from export.plan import BuildRequest, make_plan
-from export.verify import verify_package
+from export.verify import torch_model, verify_package
 
 OBJECTS = find_variant("hiera_demo_objects")
 NOWHERE = WeightsSource(Path("nowhere"), "http://127.0.0.1:9")
@@ -109,6 +111,21 @@ def test_tritons_configuration_describes_the_graph(camera_motion: Path) -> None:
 # Writing
 
 
+def test_a_package_can_be_read_by_whoever_else_serves_it(objects: Path) -> None:
+    # It is made as a temporary folder, which nobody but its owner may enter.
+    assert objects.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_weights_beside_the_graph_are_files_of_the_package_too(
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "LARGEST_EMBEDDED_BYTES", 1_000_000)
+    folder = build_package(plan, tmp_path, say=silent)
+    files = read_manifest(folder / "model.json").files
+    assert sorted(files) == ["../labels.txt", "golden.npz", "model.onnx", "model.onnx.data"]
+    assert files == {name: sha256(folder / name) for name in files}
+
+
 def test_a_new_version_stands_beside_the_old_one(plan: BuildPlan, tmp_path: Path) -> None:
     build_package(plan, tmp_path, say=silent)
     build_package(replace(plan, version=2), tmp_path, say=silent)
@@ -190,9 +207,18 @@ def test_own_weights_carry_no_claims_that_are_not_known(weights: Path) -> None:
     assert plan.weights.source == "file mine.safetensors"
     assert plan.weights.sha256 is not None
     assert not plan.weights.commercial_use
+    assert plan.weights.licence == "as given by the owner of the weights"
     assert plan.accuracy == ()
-    own = BuildRequest(tiny, weights=weights, licence="MIT", commercial_use=True)
-    assert make_plan(own, NOWHERE, silent).weights.licence == "MIT"
+    demo = make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).weights  # whose data forbid more
+    assert (demo.licence, demo.commercial_use) == ("research use only", False)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_own_weights_have_the_terms_that_their_owner_names(weights: Path, allowed: bool) -> None:
+    for variant in (OBJECTS, replace(OBJECTS, demo=False)):
+        own = BuildRequest(variant, weights=weights, licence="MIT", commercial_use=allowed)
+        terms = make_plan(own, NOWHERE, silent).weights
+        assert (terms.licence, terms.commercial_use) == ("MIT", allowed)
 
 
 def test_a_training_record_gives_accuracy_and_preprocessing(weights: Path) -> None:
@@ -222,6 +248,22 @@ def test_a_training_record_gives_accuracy_and_preprocessing(weights: Path) -> No
     weights.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(WrongRecord, match="takes \\[32, 32\\]"):
         make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
+
+
+def test_a_record_of_training_on_videos_gives_the_sampling(tmp_path: Path) -> None:
+    camera_motion = find_variant("hiera_demo_camera_motion")
+    path = tmp_path / "mine.safetensors"
+    save_file(create_model(camera_motion.name).state_dict(), path)
+    trained_on = {
+        **camera_motion.preprocessing.model_dump(include={"resize_short_side", "interpolation", "mean", "std"}),
+        "input_size": [16, 64, 64],
+        "stride": 2,
+        "target_fps": 15,
+    }
+    record = {"data": "clips", "accuracy": {"top1": 0.5}, "preprocessing": trained_on}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    sampling = make_plan(BuildRequest(camera_motion, weights=path), NOWHERE, silent).sampling
+    assert sampling == Sampling(frames=16, mode="dense", stride=2, target_fps=15.0)
 
 
 def test_a_configuration_of_another_kind_beside_the_weights_is_passed_over(weights: Path) -> None:
@@ -312,6 +354,25 @@ def test_verify_without_the_weights_compares_with_the_golden_sample(objects: Pat
     assert "golden sample" in result.against
     assert [item.top1_agreement for item in result.parity] == [1.0, 1.0, 1.0]
     assert read_manifest(folder / "model.json").parity == ()
+
+
+def test_only_the_file_that_a_package_was_built_from_is_taken_from_the_cache(
+    objects: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = replace(OBJECTS, download=Download("http://127.0.0.1:9", weights.name, OWN_WEIGHTS))
+    monkeypatch.setattr(verify_module, "find_variant", lambda name: published)
+    package = open_package(package_path(objects))
+    recorded = package.manifest.weights.model_copy(update={"random_seed": None, "sha256": sha256(weights)})
+    package = replace(package, manifest=package.manifest.model_copy(update={"weights": recorded}))
+    cache = WeightsSource(weights.parent)
+    found = torch_model(package, None, cache)
+    assert found is not None
+    assert found[1] == "torch with mine.safetensors"
+    # A later release under the same name fits the model as well, and would be no reference for the graph.
+    save_file({name: tensor + 1 for name, tensor in found[0].state_dict().items()}, weights)
+    assert torch_model(package, None, cache) is None
+    weights.unlink()
+    assert torch_model(package, None, cache) is None
 
 
 def test_verify_notices_weights_that_are_not_the_packages(objects: Path, weights: Path) -> None:

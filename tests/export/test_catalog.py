@@ -68,13 +68,30 @@ def test_a_changed_label_list_is_noticed(tmp_path: Path) -> None:
 def test_preprocessing_is_as_evaluated() -> None:
     image, video = find_variant("hiera_base_224"), find_variant("hiera_base_16x224")
     assert (image.preprocessing.resize_short_side, image.preprocessing.interpolation) == (256, "bicubic")
-    assert image.preprocessing.mean == (0.485, 0.456, 0.406)
     assert (video.preprocessing.resize_short_side, video.preprocessing.interpolation) == (256, "bilinear")
     assert (video.preprocessing.mean, video.preprocessing.std) == ((0.45,) * 3, (0.225,) * 3)
     assert video.sampling is not None
     assert (video.sampling.stride, video.sampling.target_fps) == (4, 30.0)
-    # timm resizes to int(size / crop_pct).
-    assert find_variant("hiera_small_abswin_256").preprocessing.resize_short_side == int(256 / 0.95)
+    abswin = find_variant("hiera_small_abswin_256").preprocessing
+    assert abswin.resize_short_side == int(256 / 0.95)  # as timm resizes: to int(size / crop_pct)
+    assert abswin.interpolation == "bicubic"
+    for imagenet in (image.preprocessing, abswin):
+        assert (imagenet.mean, imagenet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@every_variant
+def test_official_weights_are_looked_for_where_they_are_published(variant: Variant) -> None:
+    if variant.demo:
+        assert variant.download is None
+        return
+    assert variant.download is not None
+    if variant.name == "hiera_small_abswin_256":
+        published = "https://huggingface.co/timm/hiera_small_abswin_256.sbb2_e200_in12k_ft_in1k/resolve/main/"
+        assert variant.download.url == f"{published}model.safetensors"
+        assert variant.download.file == "hiera_small_abswin_256.safetensors"  # in the cache it is not the only model
+    else:
+        assert variant.download.url == f"https://dl.fbaipublicfiles.com/hiera/{variant.name}.pth"
+        assert variant.download.file == f"{variant.name}.pth"
 
 
 def test_only_abswin_may_be_used_commercially() -> None:

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app.engines.base import EngineInfo, Probabilities, Rows
 from app.engines.noop import NoopEngine
 from app.repository.store import discover, open_package
-from benchmarks.gpu_contenders import seconds_of_a_batch
+from benchmarks import gpu_contenders
+from benchmarks.gpu_contenders import engine_rates, seconds_of_a_batch
+from benchmarks.gpu_jobs import Job
 from benchmarks.gpu_packages import repository_of_one
 
 
@@ -45,6 +48,16 @@ def test_nothing_is_staged_for_a_cpu() -> None:
     engine = Staging("cpu")
     assert seconds_of_a_batch(engine, 4, 0.01) > 0
     assert engine.ahead == []
+
+
+def test_rates_are_rows_by_the_time_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Staging("cpu")
+    monkeypatch.setattr(gpu_contenders, "prepare", lambda job: None)
+    monkeypatch.setattr(gpu_contenders, "open_contender", lambda job, package: engine)
+    monkeypatch.setattr(gpu_contenders, "seconds_of_a_batch", lambda engine, batch, seconds: 0.25 * (1 + batch))
+    monkeypatch.setattr(gpu_contenders, "median_seconds", lambda run, seconds, **bounds: 0.5)
+    measured = engine_rates(Job("rates", "noop fp32", "tiny", "cpu", "nowhere", (1, 4), 0.1))
+    assert measured == {"rates": {1: 2.0, 4: 3.2}, "one_row_ms": 500.0, "detail": engine.info.detail}
 
 
 def test_a_server_is_given_one_package_of_many(make_package: Callable[..., Path]) -> None:

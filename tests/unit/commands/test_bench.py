@@ -7,6 +7,7 @@ import http.server
 import json
 import socket
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ import pytest
 
 from app.commands import bench
 from app.errors import InvalidParameter, Unavailable
+from app.load.generator import Plan, Samples
 
 MODEL = {"batch_curve": [{"rows": 1, "milliseconds": 2.0}, {"rows": 2, "milliseconds": 1.0}]}
 
@@ -120,13 +122,30 @@ def test_an_output_that_cannot_be_written_does_not_cost_the_table(
     assert "1 connection " in capsys.readouterr().out
 
 
-def test_automatic_rates_are_parts_of_what_the_closed_loop_reached(
-    url: str, capsys: pytest.CaptureFixture[str]
+def test_automatic_rates_are_parts_of_what_the_fastest_closed_loop_reached(
+    url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench.run(arguments("--url", url, "--connections", "1", "--json"))
-    closed, *opened = json.loads(capsys.readouterr().out)["runs"]
-    parts = [run["offered_per_s"] / closed["throughput_per_s"] for run in opened]
-    assert parts == pytest.approx([0.25, 0.5, 0.75, 0.9, 1.1], abs=0.01)
+    plans: list[Plan] = []
+
+    def run_isolated(plan: Plan, progress: object) -> Samples:
+        plans.append(plan)
+        answers = 10 * plan.connections if plan.rate_per_s is None else 1
+        times = array("d", [0.01] * answers)
+        return Samples(array("h", [200] * answers), times, times, [b""] * answers, seconds=1.0)
+
+    monkeypatch.setattr(bench, "run_isolated", run_isolated)
+    bench.run(arguments("--url", url, "--connections", "1,40,2"))
+    assert [plan.connections for plan in plans if plan.rate_per_s is None] == [1, 40, 2]
+    opened = [plan for plan in plans if plan.rate_per_s is not None]
+    assert [plan.rate_per_s for plan in opened] == [100.0, 200.0, 300.0, 360.0, 440.0]
+    # Where too few may be open at once, the loop is closed again.
+    assert {plan.connections for plan in opened} == {512}
+
+
+@pytest.mark.parametrize("url", [{"models": {**MODEL, "instances": 3}}], indirect=True)
+def test_the_bare_engine_s_rate_is_that_of_all_its_instances(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run(arguments("--url", url, "--connections", "1", "--rates", "none", "--json"))
+    assert json.loads(capsys.readouterr().out)["engine_rows_per_s"] == 6000.0
 
 
 def test_another_machine_is_not_loaded() -> None:

@@ -51,6 +51,18 @@ def test_the_server_timing_header_is_kept_whatever_its_case() -> None:
     assert exchange([head])[0].timing == b"decode;dur=1.5, inference;dur=2"
 
 
+@pytest.mark.parametrize("status", [b"429 Too Many Requests", b"503 Service Unavailable"])
+def test_a_refusal_may_say_when_to_come_again(status: bytes) -> None:
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n"
+    told, untold = exchange([head + b"retry-after: 17\r\n\r\n"], [head + b"\r\n"])
+    assert (told.retry_after_s, untold.retry_after_s) == (17, None)
+
+
+def test_what_is_no_refusal_says_nothing_of_coming_again() -> None:
+    (answer,) = exchange([b"HTTP/1.1 200 OK\r\nRetry-After: 17\r\nContent-Length: 0\r\n\r\n"])
+    assert answer.retry_after_s is None
+
+
 def test_a_connection_closed_in_the_middle_is_lost_and_not_hung() -> None:
     (answer,) = exchange([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b""])
     assert answer.status == LOST

@@ -1,14 +1,16 @@
 import asyncio
 import contextlib
 import socket
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from http_double import OK, Answerer, serving
 
 from app.errors import InvalidParameter
 from app.load.arrivals import poisson_arrivals
-from app.load.connection import LOST, TIMED_OUT
+from app.load.connection import LOST, TIMED_OUT, Connection, connect
 from app.load.generator import Plan, Samples, generate
 from app.load.isolated import run_isolated
 from app.load.request import multipart_request, raw_request
@@ -83,6 +85,28 @@ def test_an_open_loop_counts_latency_from_when_a_request_was_due() -> None:
     samples = run(slow_first, rate_per_s=100.0, connections=1, max_requests=10)
     # All were due in the first 0.2 s or so and had to wait for the one connection, though each was answered at once.
     assert min(samples.latency_s) > 0.1
+
+
+def test_a_closed_loop_s_latency_has_no_part_in_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now_s, process_time=time.process_time)
+    for module in ("generator", "connection"):
+        monkeypatch.setattr(f"app.load.{module}.time", clock)
+
+    async def slow(target: Target) -> Connection:
+        nonlocal now_s
+        now_s += 5.0
+        return await connect(target)
+
+    async def answer(_: bytes) -> list[bytes]:
+        nonlocal now_s
+        now_s += 1.0
+        return [OK]
+
+    monkeypatch.setattr("app.load.generator.connect", slow)
+    samples = run(answer, connections=1, max_requests=2)
+    assert list(samples.latency_s) == [1.0, 1.0]
+    assert list(samples.finished_s) == [6.0, 7.0]
 
 
 def test_what_is_never_answered_times_out() -> None:

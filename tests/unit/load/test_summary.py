@@ -1,20 +1,22 @@
 from array import array
 
+import numpy as np
 import pytest
 
 from app.load.connection import TIMED_OUT
 from app.load.generator import Plan, Samples
 from app.load.plot import Line, svg, terminal
 from app.load.report import HEADER, latency_over_load, row
-from app.load.summary import Summary, stages, summarise
+from app.load.summary import Summary, percentiles, stages, summarise
 from app.load.target import Target
 
 TARGET = Target("127.0.0.1", 8000, "127.0.0.1")
 
 
 def summary(rate_per_s: float | None = None, scale: float = 1.0) -> Summary:
-    """Of 100 answers of 1 to 100 ms, times `scale`, a 503 and a time-out; one answer came after the end."""
-    plan = Plan(TARGET, (b"x",), connections=4, seconds=10.0, rate_per_s=rate_per_s)
+    """Of 100 answers of 1 to 100 ms, times `scale`, a 503 and a time-out. The limit of requests ended it after half of
+    its time, and one answer came after that."""
+    plan = Plan(TARGET, (b"x",), connections=4, seconds=20.0, warmup_s=2.0, rate_per_s=rate_per_s)
     latencies = [scale * n / 1000 for n in range(1, 101)]
     samples = Samples(
         status=array("h", [200] * 100 + [503, TIMED_OUT]),
@@ -22,6 +24,7 @@ def summary(rate_per_s: float | None = None, scale: float = 1.0) -> Summary:
         finished_s=array("d", [0.05 * n for n in range(99)] + [10.5, 1.0, 2.0]),
         timing=[b"decode;dur=0.25, queue;dur=0.1, inference;dur=0.5"] * 100 + [b"", b""],
         seconds=10.0,
+        generator_cpu_s=3.0,
     )
     return summarise(plan, samples)
 
@@ -32,8 +35,24 @@ def test_percentiles_are_of_the_successes_and_in_milliseconds() -> None:
     assert (latency.p50, latency.p90, latency.maximum) == pytest.approx((50.5, 90.1, 100.0))
 
 
-def test_the_rate_counts_what_was_answered_in_time() -> None:
+def test_one_slow_answer_moves_the_mean_and_the_99th_percentile_and_no_other() -> None:
+    found = percentiles(np.array([*range(1, 100), 1000.0]))
+    assert found is not None
+    assert (found.p50, found.p90) == pytest.approx((50.5, 90.1))
+    assert (found.p99, found.mean, found.maximum) == pytest.approx((99 + 0.01 * 901, 59.5, 1000.0))
+
+
+def test_the_rate_counts_what_was_answered_in_time_by_the_time_that_was_measured() -> None:
     assert summary().throughput_per_s == pytest.approx(9.9)
+    assert summary().seconds == 10.0
+
+
+def test_answers_are_successes_and_failures() -> None:
+    assert (summary().answers, summary().succeeded) == (102, 100)
+
+
+def test_the_generators_share_is_of_all_the_time_that_it_ran_its_warm_up_too() -> None:
+    assert summary().generator_share == pytest.approx(0.25)
 
 
 def test_errors_are_counted_by_kind() -> None:

@@ -46,10 +46,14 @@ def write_results(output: Output | None, name: str, method: Mapping[str, object]
 
 
 def write_document(path: Path, document: object) -> None:
-    """Write a JSON file in one piece."""
+    """Write a JSON file in one piece; what is no file of its own, such as /dev/stdout, is written to as it is."""
+    text = json.dumps(document, indent=2) + "\n"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import add_output_argument, write_results
+from benchmarks.results import add_output_argument, write_document, write_results
 
 
 def test_the_load_that_is_written_down_is_not_the_benchmarks_own(
@@ -33,3 +33,10 @@ def test_nothing_is_written_unless_asked() -> None:
     parser = argparse.ArgumentParser()
     add_output_argument(parser)
     write_results(parser.parse_args([]).output, "waiting", {}, {})
+
+
+def test_a_link_such_as_dev_stdout_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_document(tmp_path / "link", [1])
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "file").read_text()) == [1]

@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.processes import process_tree, read_proc
 from app.load.request import classify_request
@@ -68,10 +68,10 @@ def measure(arguments: argparse.Namespace, http_workers: int) -> Costs:
         request = classify_request(target, arguments.photo)
         for count in (_WARMUP, arguments.requests):
             before = _cpu_s(server.pid)
-            plan = Plan(
+            workload = Workload(
                 target, (request,), connections=arguments.connections, seconds=600.0, warmup_s=0.0, max_requests=count
             )
-            summary = summarise(plan, run_isolated(plan))
+            summary = summarise(workload, run_isolated(workload))
             if summary.errors:
                 raise SystemExit(f"not all was answered: {summary.errors}\n{server.log_tail()}")
         used = {kind: seconds - before[kind] for kind, seconds in _cpu_s(server.pid).items()}

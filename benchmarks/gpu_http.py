@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Unavailable
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.request import classify_request
 from app.load.summary import summarise
@@ -43,9 +43,11 @@ def http_rate(job: Job) -> dict[str, Any]:
         signal.signal(signal.SIGTERM, stopped)  # a job that is stopped stops its server, which is of another group
         target = parse_target(server.url)
         request = classify_request(target, Path(job.photo), model=name)
-        plan = Plan(target, (request,), connections=job.connections, seconds=5 * job.seconds, warmup_s=job.seconds)
+        workload = Workload(
+            target, (request,), connections=job.connections, seconds=5 * job.seconds, warmup_s=job.seconds
+        )
         with server:
-            summary = summarise(plan, run_isolated(plan))
+            summary = summarise(workload, run_isolated(workload))
             if not summary.succeeded:
                 raise Unavailable(f"nothing was answered: {summary.errors}\n{server.log_tail()}")
     return {

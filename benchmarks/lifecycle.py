@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.request import classify_request
@@ -66,7 +66,7 @@ def _memory(arguments: argparse.Namespace) -> dict[str, object]:
         request = classify_request(target, arguments.photo)
         errors: dict[str, int] = {}
         for count in (arguments.requests // 10, arguments.requests - arguments.requests // 10):
-            plan = Plan(
+            workload = Workload(
                 target,
                 (request,),
                 connections=arguments.connections,
@@ -75,7 +75,7 @@ def _memory(arguments: argparse.Namespace) -> dict[str, object]:
                 max_requests=count,
             )
             with ProgressBar(f"{count:,} requests") as bar:
-                errors |= summarise(plan, run_isolated(plan, bar.show)).errors
+                errors |= summarise(workload, run_isolated(workload, bar.show)).errors
             sizes_mib.append(server.memory_bytes() / MEBIBYTE)
     rest, early, late = sizes_mib
     print(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.request import classify_request
 from app.load.summary import Summary, summarise
@@ -31,7 +31,7 @@ def measure(
     target: Target, arguments: argparse.Namespace, video: Path | None, seed: int
 ) -> tuple[Summary, Summary | None]:
     """One round: photos, and videos beside them unless `video` is None."""
-    photos = Plan(
+    photos = Workload(
         target,
         (classify_request(target, arguments.photo, model=MODEL),),
         connections=256,
@@ -42,7 +42,7 @@ def measure(
     )
     if video is None:
         return summarise(photos, run_isolated(photos)), None
-    videos = Plan(
+    videos = Workload(
         target,
         (classify_request(target, video, model=VIDEO_MODEL),),
         connections=arguments.video_connections,

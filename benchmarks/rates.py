@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 
 from app.errors import HieraError
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.summary import Summary, summarise
@@ -63,9 +63,11 @@ def main() -> None:
                 target = parse_target(server.url)
                 request = contender.request(target, arguments.photo)
                 for rate in rates:
-                    plan = Plan(target, (request,), _CONNECTIONS, arguments.seconds, rate_per_s=rate, timeout_s=10.0)
+                    workload = Workload(
+                        target, (request,), _CONNECTIONS, arguments.seconds, rate_per_s=rate, timeout_s=10.0
+                    )
                     with ProgressBar(f"{contender.name:<14} {rate:>5g} requests/s") as bar:
-                        runs.append(summarise(plan, run_isolated(plan, bar.show)))
+                        runs.append(summarise(workload, run_isolated(workload, bar.show)))
                     if not kept_up(runs[-1]):
                         break
         except (HieraError, OSError) as error:

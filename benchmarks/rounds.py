@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import HieraError
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.summary import Summary, summarise
@@ -67,7 +67,7 @@ def _one_round(contender: Contender, loads: Sequence[Load], file: Path, measured
             target = parse_target(server.url)
             request = contender.request(target, file)
             for load in loads:
-                plan = Plan(
+                workload = Workload(
                     target,
                     (request,),
                     connections=load.connections,
@@ -75,8 +75,8 @@ def _one_round(contender: Contender, loads: Sequence[Load], file: Path, measured
                     warmup_s=load.warmup_s,
                 )
                 with ProgressBar(f"{label}  {contender.name:<18} {load.connections:>3} connections") as bar:
-                    samples = run_isolated(plan, bar.show)
-                summary = runs[load.connections] = summarise(plan, samples)
+                    samples = run_isolated(workload, bar.show)
+                summary = runs[load.connections] = summarise(workload, samples)
                 if summary.errors:
                     bodies = {code: body[:200] for code, body in samples.bodies.items() if code != 200}
                     measured.faults.append(f"{summary.errors} {bodies}")

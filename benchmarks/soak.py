@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.processes import process_tree
 from app.load.progress import ProgressBar
@@ -89,7 +89,7 @@ def main() -> None:
         requests = tuple(
             multipart_request(target, "/classify/image", file.data, filename="a") for file in (*photos, *bad)
         )
-        plan = Plan(
+        workload = Workload(
             target,
             requests,
             connections=arguments.connections,
@@ -99,7 +99,7 @@ def main() -> None:
         )
         with ProgressBar(f"{arguments.requests:,} requests") as bar:
             series = Series(server, arguments.step, bar)
-            summary = summarise(plan, run_isolated(plan, series.take))
+            summary = summarise(workload, run_isolated(workload, series.take))
         settle(server.pid, server.url, 10.0)
         series.count(summary.answers)
     settled = next(point for point in series.points if point.answers >= arguments.settled_after)

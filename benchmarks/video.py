@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.progress import ProgressBar
 from app.load.request import classify_request
@@ -39,9 +39,9 @@ def main() -> None:
         target = parse_target(server.url)
         for file in files:
             request = classify_request(target, file, model=VIDEO_MODEL)
-            plan = Plan(target, (request,), connections=arguments.connections, seconds=arguments.seconds)
+            workload = Workload(target, (request,), connections=arguments.connections, seconds=arguments.seconds)
             with ProgressBar(file.name) as bar:
-                measured[file.name] = summarise(plan, run_isolated(plan, bar.show))
+                measured[file.name] = summarise(workload, run_isolated(workload, bar.show))
     rows = [
         (
             name,

@@ -28,7 +28,7 @@ def run_build(options: Namespace) -> int:
         raise BuildRefused(f"{' and '.join(given)} go with one variant, but {len(variants)} are named")
     from export.download import source_from_environment
     from export.package import build_package, refuse_taken
-    from export.plan import BuildRequest, make_plan, refuse_contradictions
+    from export.package_spec import BuildRequest, make_spec, refuse_contradictions
 
     source = source_from_environment(os.environ)
     requests = [
@@ -56,9 +56,9 @@ def run_build(options: Namespace) -> int:
         size = f"{variant.parameters / 1e6:.1f} M parameters, {variant.gmacs:g} GMACs a row"
         _say(f"== {variant.name}: {variant.title}, {size}")
         refuse_taken(options.output, request.name or variant.name, options.version, replace=options.replace)
-        plan = make_plan(request, source, _say)
-        folder = build_package(plan, options.output, replace=options.replace, say=_say)
-        manifest = open_package(PackagePath(plan.name, plan.version, folder)).manifest
+        spec = make_spec(request, source, _say)
+        folder = build_package(spec, options.output, replace=options.replace, say=_say)
+        manifest = open_package(PackagePath(spec.name, spec.version, folder)).manifest
         _say("\n".join(_parity_lines(manifest.parity)))
         _say(f"done in {time.monotonic() - started:.0f} s")
         print(folder)

@@ -31,7 +31,7 @@ _TOOLS = ("torch", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
-class BuildPlan:
+class PackageSpec:
     """Everything that one package is made from."""
 
     variant: Variant
@@ -52,7 +52,9 @@ def target_folder(output: Path, name: str, version: int) -> Path:
     return output / name / str(version)
 
 
-def build_package(plan: BuildPlan, output: Path, *, replace: bool = False, say: Callable[[str], None] = print) -> Path:
+def build_package(
+    spec: PackageSpec, output: Path, *, replace: bool = False, say: Callable[[str], None] = print
+) -> Path:
     """Trace, verify and write a package.
 
     Args:
@@ -67,18 +69,18 @@ def build_package(plan: BuildPlan, output: Path, *, replace: bool = False, say: 
         BuildRefused: the name is taken, or its other versions have other labels.
         ParityFailed: the graph does not agree with torch. Nothing is left behind, whatever goes wrong.
     """
-    refuse_taken(output, plan.name, plan.version, replace=replace)
-    _refuse_other_labels(plan.labels, output / plan.name, plan.version)
+    refuse_taken(output, spec.name, spec.version, replace=replace)
+    _refuse_other_labels(spec.labels, output / spec.name, spec.version)
     output.mkdir(parents=True, exist_ok=True)
     # Beside its destination, so that the rename stays on one file system; discovery passes over dotted names.
-    staging = Path(tempfile.mkdtemp(prefix=f".{plan.name}.", dir=output))
+    staging = Path(tempfile.mkdtemp(prefix=f".{spec.name}.", dir=output))
     try:
         staging.chmod(0o755)
-        folder = staging / str(plan.version)
+        folder = staging / str(spec.version)
         folder.mkdir()
-        _write_package(plan, folder, say)
-        open_package(PackagePath(plan.name, plan.version, folder))
-        return _publish(staging, output / plan.name, plan.version)
+        _write_package(spec, folder, say)
+        open_package(PackagePath(spec.name, spec.version, folder))
+        return _publish(staging, output / spec.name, spec.version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -102,22 +104,22 @@ def _refuse_other_labels(labels: tuple[str, ...], destination: Path, version: in
         raise BuildRefused(f"{destination} holds versions with other labels: pass another --name")
 
 
-def _write_package(plan: BuildPlan, folder: Path, say: Callable[[str], None]) -> None:
-    if plan.precision != "fp32":
-        say(f"rounding weights to {plan.precision}")
-    graph = ServingGraph(plan.model, plan.preprocessing, plan.precision)
-    say(f"tracing {plan.variant.name} in {plan.precision} (opset {OPSET})")
+def _write_package(spec: PackageSpec, folder: Path, say: Callable[[str], None]) -> None:
+    if spec.precision != "fp32":
+        say(f"rounding weights to {spec.precision}")
+    graph = ServingGraph(spec.model, spec.preprocessing, spec.precision)
+    say(f"tracing {spec.variant.name} in {spec.precision} (opset {OPSET})")
     started = time.monotonic()
     written = export_graph(graph, folder / GRAPH)
     megabytes = sum(path.stat().st_size for path in written) / 1e6
     say(f"traced in {time.monotonic() - started:.0f} s: {megabytes:.1f} MB")
 
-    config = plan.model.config
+    config = spec.model.config
     row_shape = (*config.input_size, 3)
-    batches = batch_sizes(plan.max_batch)
+    batches = batch_sizes(spec.max_batch)
     golden = golden_count(row_shape)
     say(f"running torch over {max(golden, *batches)} rows")
-    expected = reference(plan.model, plan.preprocessing, max(golden, *batches))
+    expected = reference(spec.model, spec.preprocessing, max(golden, *batches))
     np.savez_compressed(
         folder / GOLDEN,
         allow_pickle=False,
@@ -127,30 +129,30 @@ def _write_package(plan: BuildPlan, folder: Path, say: Callable[[str], None]) ->
     )
 
     say(f"verifying against torch at batch {', '.join(map(str, batches))}")
-    parity = measure_graph(folder / GRAPH, plan.precision, expected, batches)
+    parity = measure_graph(folder / GRAPH, spec.precision, expected, batches)
     labels = folder.parent / LABELS
-    labels.write_text("".join(f"{label}\n" for label in plan.labels), encoding="utf-8")
+    labels.write_text("".join(f"{label}\n" for label in spec.labels), encoding="utf-8")
     manifest = Manifest(
-        name=plan.name,
-        version=plan.version,
-        task=plan.variant.task,
-        variant=plan.variant.name,
-        description=plan.description,
-        demo=plan.variant.demo,
+        name=spec.name,
+        version=spec.version,
+        task=spec.variant.task,
+        variant=spec.variant.name,
+        description=spec.description,
+        demo=spec.variant.demo,
         num_classes=config.num_classes,
         feature_dim=config.feature_dim,
-        parameters=sum(parameter.numel() for parameter in plan.model.parameters()),
-        precision=plan.precision,
-        preprocessing=plan.preprocessing,
-        sampling=plan.sampling,
-        weights=plan.weights,
-        accuracy=plan.accuracy,
+        parameters=sum(parameter.numel() for parameter in spec.model.parameters()),
+        precision=spec.precision,
+        preprocessing=spec.preprocessing,
+        sampling=spec.sampling,
+        weights=spec.weights,
+        accuracy=spec.accuracy,
         parity=parity,
         files={**{path.name: sha256(path) for path in (*written, folder / GOLDEN)}, f"../{LABELS}": sha256(labels)},
         tools=tool_versions(),
     )
     write_manifest(manifest, folder)
-    (folder.parent / TRITON_CONFIG).write_text(triton_config(manifest, plan.max_batch), encoding="utf-8")
+    (folder.parent / TRITON_CONFIG).write_text(triton_config(manifest, spec.max_batch), encoding="utf-8")
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -14,8 +14,8 @@ from export.download import WeightsSource
 from export.errors import CheckpointError
 from export.hiera import Hiera
 from export.package import write_manifest
+from export.package_spec import load_weights, rebuild_random
 from export.parity import LARGEST_BATCH, Reference, batch_sizes, measure_graph, reference
-from export.plan import load_weights, rebuild_random
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from app.commands.api_key import api_key
 from app.errors import InvalidParameter, Unavailable
 from app.load.ask import ask
-from app.load.generator import MAX_REQUESTS, Plan
+from app.load.generator import MAX_REQUESTS, Workload
 from app.load.isolated import run_isolated
 from app.load.plot import svg, terminal
 from app.load.progress import ProgressBar
@@ -142,7 +142,7 @@ def _measure(
     answer: dict[str, object] = {}
 
     def one(connections: int, rate_per_s: float | None) -> None:
-        plan = Plan(
+        workload = Workload(
             target,
             requests,
             connections=connections,
@@ -154,8 +154,8 @@ def _measure(
         )
         label = f"{rate_per_s:,.1f}/s" if rate_per_s is not None else f"{connections} at once"
         with ProgressBar(f"{label:>14}") as bar:
-            samples = run_isolated(plan, bar.show)
-        summaries.append(summarise(plan, samples))
+            samples = run_isolated(workload, bar.show)
+        summaries.append(summarise(workload, samples))
         if not answer:
             answer.update(_model_of(samples.bodies))
 

@@ -34,7 +34,7 @@ Progress = Callable[[float, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What to send. Bounded in time and in count, always.
 
     `requests` are sent in turn. `rate_per_s` makes it an open loop, with at most `connections` at once; without it the
@@ -65,7 +65,7 @@ class Plan:
             if not low <= value <= high:
                 raise InvalidParameter(f"{name} {value:g} is out of range; it may be {low:g} to {high:g}")
         if not self.requests:
-            raise InvalidParameter("a plan needs a request to send")
+            raise InvalidParameter("a workload needs a request to send")
 
 
 @dataclass
@@ -91,23 +91,23 @@ class Samples:
 class _Run:
     """The state that the tasks of one run share."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
         self.samples = Samples()
         self.sent = 0
         self.counted = 0  # of them, due after the warm-up
         self.started_s = time.perf_counter()
-        self.measured_from_s = self.started_s + plan.warmup_s
-        self.until_s = self.measured_from_s + plan.seconds
+        self.measured_from_s = self.started_s + workload.warmup_s
+        self.until_s = self.measured_from_s + workload.seconds
         self.connections: set[Connection] = set()
         self.idle = 0  # callers of an open loop that wait for something to do
 
     @property
     def is_over(self) -> bool:
-        return time.perf_counter() >= self.until_s or self.counted >= self.plan.max_requests
+        return time.perf_counter() >= self.until_s or self.counted >= self.workload.max_requests
 
     def next_request(self, due_s: float) -> bytes:
-        request = self.plan.requests[self.sent % len(self.plan.requests)]
+        request = self.workload.requests[self.sent % len(self.workload.requests)]
         self.sent += 1
         if due_s >= self.measured_from_s:
             self.counted += 1
@@ -121,8 +121,8 @@ class _Run:
         if current is not None:
             self.connections.discard(current)
         try:
-            async with asyncio.timeout(self.plan.timeout_s):  # a listener with a full backlog leaves it hanging
-                fresh = await connect(self.plan.target)
+            async with asyncio.timeout(self.workload.timeout_s):  # a listener with a full backlog leaves it hanging
+                fresh = await connect(self.workload.target)
         except TimeoutError:
             self.record_unsent(TIMED_OUT, due_s)
             return None
@@ -135,7 +135,7 @@ class _Run:
 
     def record(self, answer: Answer, due_s: float) -> None:
         # What an open loop owes from its warm-up would add answers and their long waits to the time that is measured.
-        belongs_to_s = answer.finished_s if self.plan.rate_per_s is None else due_s
+        belongs_to_s = answer.finished_s if self.workload.rate_per_s is None else due_s
         if belongs_to_s >= self.measured_from_s:
             self.samples.add(answer, due_s, self.measured_from_s)
 
@@ -165,7 +165,7 @@ async def _open_caller(run: _Run, due: asyncio.Queue[float | None]) -> None:
         run.idle -= 1
         if due_s is None:
             return
-        if time.perf_counter() > run.until_s + run.plan.timeout_s:
+        if time.perf_counter() > run.until_s + run.workload.timeout_s:
             run.record_unsent(TIMED_OUT, due_s)  # else a server that is behind has the run go on until it has caught up
             continue
         request = run.next_request(due_s)
@@ -185,13 +185,13 @@ def _counted_from(warmup_s: float, arrivals: Iterator[float], most: int) -> Iter
 
 
 async def _open_loop(run: _Run, rate_per_s: float) -> None:
-    plan = run.plan
+    workload = run.workload
     due: asyncio.Queue[float | None] = asyncio.Queue()
     callers: list[asyncio.Task[None]] = []
-    arrivals = poisson_arrivals(rate_per_s, plan.warmup_s + plan.seconds, plan.seed)
-    async for due_s in keep_time(_counted_from(plan.warmup_s, arrivals, plan.max_requests), run.started_s):
+    arrivals = poisson_arrivals(rate_per_s, workload.warmup_s + workload.seconds, workload.seed)
+    async for due_s in keep_time(_counted_from(workload.warmup_s, arrivals, workload.max_requests), run.started_s):
         due.put_nowait(due_s)
-        if due.qsize() > run.idle and len(callers) < plan.connections:
+        if due.qsize() > run.idle and len(callers) < workload.connections:
             callers.append(asyncio.create_task(_open_caller(run, due)))
     for _ in callers:
         due.put_nowait(None)
@@ -199,7 +199,7 @@ async def _open_loop(run: _Run, rate_per_s: float) -> None:
 
 
 async def _closed_loop(run: _Run) -> None:
-    await asyncio.gather(*(_caller(run) for _ in range(run.plan.connections)))
+    await asyncio.gather(*(_caller(run) for _ in range(run.workload.connections)))
 
 
 async def _watch(run: _Run, progress: Progress | None) -> None:
@@ -208,20 +208,20 @@ async def _watch(run: _Run, progress: Progress | None) -> None:
         await asyncio.sleep(_WATCH_S)
         now_s = time.perf_counter()
         for connection in list(run.connections):
-            if connection.is_waiting and now_s - connection.sent_s > run.plan.timeout_s:
+            if connection.is_waiting and now_s - connection.sent_s > run.workload.timeout_s:
                 connection.abandon(TIMED_OUT)
         if progress is not None:
             elapsed = (now_s - run.started_s) / (run.until_s - run.started_s)
-            progress(min(1.0, max(elapsed, run.counted / run.plan.max_requests)), len(run.samples.status))
+            progress(min(1.0, max(elapsed, run.counted / run.workload.max_requests)), len(run.samples.status))
 
 
-async def generate(plan: Plan, progress: Progress | None = None) -> Samples:
-    """Send a plan's load and wait for the last answers (no longer than its time-out)."""
-    run = _Run(plan)
+async def generate(workload: Workload, progress: Progress | None = None) -> Samples:
+    """Send a workload and wait for the last answers (no longer than its time-out)."""
+    run = _Run(workload)
     cpu_s = time.process_time()
     watcher = asyncio.create_task(_watch(run, progress))
     try:
-        await (_closed_loop(run) if plan.rate_per_s is None else _open_loop(run, plan.rate_per_s))
+        await (_closed_loop(run) if workload.rate_per_s is None else _open_loop(run, workload.rate_per_s))
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -229,13 +229,13 @@ async def generate(plan: Plan, progress: Progress | None = None) -> Samples:
         for connection in run.connections:
             connection.abandon(LOST)
     # Only the limit of requests ends a run early: an open loop's last answer may come before its end.
-    ended_s = min(time.perf_counter(), run.until_s) if run.counted >= plan.max_requests else run.until_s
+    ended_s = min(time.perf_counter(), run.until_s) if run.counted >= workload.max_requests else run.until_s
     run.samples.seconds = max(1e-9, ended_s - run.measured_from_s)
     run.samples.generator_cpu_s = time.process_time() - cpu_s
     return run.samples
 
 
-def run_plan(plan: Plan, progress: Progress | None = None) -> Samples:
+def run_workload(workload: Workload, progress: Progress | None = None) -> Samples:
     """`generate` in an event loop of its own, uvloop where there is one, without pauses for garbage."""
     try:
         import uvloop
@@ -246,6 +246,6 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> Samples:
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(generate(plan, progress))
+            return runner.run(generate(workload, progress))
     finally:
         gc.enable()

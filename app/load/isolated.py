@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection as Pipe
 from typing import TypeVar
 
 from app.errors import HieraError
-from app.load.generator import Plan, Progress, Samples, run_plan
+from app.load.generator import Progress, Samples, Workload, run_workload
 
 Order = TypeVar("Order")
 Result = TypeVar("Result")
@@ -19,13 +19,13 @@ class GeneratorDied(HieraError):
     code = "generator_died"
 
 
-def run_isolated(plan: Plan, progress: Progress | None = None) -> Samples:
-    """As `run_plan`, from a fresh process; `progress` is called in this one.
+def run_isolated(workload: Workload, progress: Progress | None = None) -> Samples:
+    """As `run_workload`, from a fresh process; `progress` is called in this one.
 
     Raises:
         GeneratorDied: the process ended without a result.
     """
-    return in_a_process(run_plan, plan, progress)
+    return in_a_process(run_workload, workload, progress)
 
 
 def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | None = None) -> Result:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.load.connection import LOST, TIMED_OUT
-from app.load.generator import Plan, Samples
+from app.load.generator import Samples, Workload
 
 _DURATION = re.compile(rb"([a-z_]+);dur=(\d+\.?\d*|\.\d+)(?![\d.])")
 _NAMES = {LOST: "no connection", TIMED_OUT: "no answer in time"}
@@ -61,7 +61,7 @@ def stages(timing: bytes) -> dict[str, float]:
     return {name.decode(): float(duration) for name, duration in _DURATION.findall(timing)}
 
 
-def summarise(plan: Plan, samples: Samples) -> Summary:
+def summarise(workload: Workload, samples: Samples) -> Summary:
     status = np.asarray(samples.status)
     latency_ms = np.asarray(samples.latency_s) * 1000
     succeeded = status == 200
@@ -77,8 +77,8 @@ def summarise(plan: Plan, samples: Samples) -> Summary:
             overheads.append(latency_ms[index] - durations["decode"] - durations["inference"])
     failed = Counter(int(code) for code in status[~succeeded])
     return Summary(
-        connections=plan.connections,
-        offered_per_s=plan.rate_per_s,
+        connections=workload.connections,
+        offered_per_s=workload.rate_per_s,
         seconds=samples.seconds,
         answers=len(status),
         succeeded=int(succeeded.sum()),
@@ -87,5 +87,5 @@ def summarise(plan: Plan, samples: Samples) -> Summary:
         overhead_ms=percentiles(np.asarray(overheads)),
         stages_ms={name: float(np.median(durations)) for name, durations in by_stage.items()},
         errors={_NAMES.get(code, str(code)): count for code, count in sorted(failed.items())},
-        generator_share=samples.generator_cpu_s / (samples.seconds + plan.warmup_s),
+        generator_share=samples.generator_cpu_s / (samples.seconds + workload.warmup_s),
     )

@@ -68,7 +68,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResizedCrop:
     """A resize with a crop over the stored pixels. Turn what comes of it by the orientation that it was made for.
 
     `rows_first`: whether the vertical pass comes before the horizontal one. The passes round and clip in between, so
@@ -79,9 +79,9 @@ class Plan:
     rows: Axis
     rows_first: bool
 
-    def reduced(self, scaling: int) -> Plan:
-        """The same plan over pixels that were decoded at 1 / `scaling` of the size."""
-        return Plan(self.columns.reduced(scaling), self.rows.reduced(scaling), self.rows_first)
+    def reduced(self, scaling: int) -> ResizedCrop:
+        """The same over pixels that were decoded at 1 / `scaling` of the size."""
+        return ResizedCrop(self.columns.reduced(scaling), self.rows.reduced(scaling), self.rows_first)
 
 
 def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -91,10 +91,10 @@ def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
     return int(short_side * width / height), short_side
 
 
-def plan_center_crop(
+def center_crop(
     width: int, height: int, short_side: int, crop_width: int, crop_height: int, orientation: Orientation
-) -> Plan:
-    """Plan for the centre `crop_width` x `crop_height` after resizing the short side to `short_side`.
+) -> ResizedCrop:
+    """The centre `crop_width` x `crop_height` after resizing the short side to `short_side`.
 
     `width` and `height` are as stored. All the arithmetic is done upright and then turned back, so that an image with
     an orientation tag gives the very pixels of the upright image.
@@ -108,8 +108,8 @@ def plan_center_crop(
     columns = columns.flipped() if orientation.flip_columns else columns
     rows = rows.flipped() if orientation.flip_rows else rows
     if orientation.transpose:
-        return Plan(columns=rows, rows=columns, rows_first=not rows_first)
-    return Plan(columns=columns, rows=rows, rows_first=rows_first)
+        return ResizedCrop(columns=rows, rows=columns, rows_first=not rows_first)
+    return ResizedCrop(columns=columns, rows=rows, rows_first=rows_first)
 
 
 def pillow_resizes_rows_first(width: int, height: int, new_width: int, new_height: int) -> bool:

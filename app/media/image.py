@@ -34,7 +34,7 @@ from PIL import (
 from app.errors import BrokenMedia, LimitExceeded, RequestError, UnsupportedMedia
 from app.media import formats, jpeg, tiff
 from app.media.colour import CONVERT_IT, to_rgb
-from app.media.geometry import ORIENTATION_TAG, Orientation, Plan, plan_center_crop
+from app.media.geometry import ORIENTATION_TAG, Orientation, ResizedCrop, center_crop
 from app.media.limits import MediaLimits
 from app.media.reader import Data, MemoryFile
 from app.media.resize import resize_array, resize_image, turn_upright
@@ -102,13 +102,13 @@ def _decode_plain_jpeg(data: Data, spec: ImageSpec, limits: MediaLimits, out: ND
         return None
     limits.check_image(header.width, header.height)
     orientation = Orientation.from_exif(header.orientation)
-    plan = _plan(header.width, header.height, spec, orientation)
+    crop = _crop(header.width, header.height, spec, orientation)
     scaling = 1 if spec.exact else jpeg.scaling_for(header.width, header.height, spec.resize_short_side)
     try:
         pixels = jpeg.decode(data, header, scaling)
     except ValueError:
         return None  # Pillow forgives harmless damage, and knows the words for the rest
-    row = resize_array(pixels, plan.reduced(scaling), spec.interpolation)
+    row = resize_array(pixels, crop.reduced(scaling), spec.interpolation)
     out[...] = turn_upright(row, orientation)
     return _info(header.width, header.height, "jpeg", orientation)
 
@@ -130,8 +130,8 @@ def _decode_with_pillow(
             if name == "tiff":  # Pillow turns these upright by itself, as it loads them
                 width, height = image.size
             orientation = _orientation(image)
-            plan = _plan(width, height, spec, orientation).reduced(scaling)
-            out[...] = turn_upright(resize_image(to_rgb(pixels), plan, spec.interpolation), orientation)
+            crop = _crop(width, height, spec, orientation).reduced(scaling)
+            out[...] = turn_upright(resize_image(to_rgb(pixels), crop, spec.interpolation), orientation)
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
@@ -188,8 +188,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _plan(width: int, height: int, spec: ImageSpec, orientation: Orientation) -> Plan:
-    return plan_center_crop(width, height, spec.resize_short_side, spec.width, spec.height, orientation)
+def _crop(width: int, height: int, spec: ImageSpec, orientation: Orientation) -> ResizedCrop:
+    return center_crop(width, height, spec.resize_short_side, spec.width, spec.height, orientation)
 
 
 def _info(width: int, height: int, name: str, orientation: Orientation) -> DecodeInfo:

@@ -12,7 +12,7 @@ from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg,
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.media.geometry import Axis, Orientation, Plan
+from app.media.geometry import Axis, Orientation, ResizedCrop
 from app.media.spec import Interpolation
 
 _CHANNELS = 3
@@ -23,12 +23,12 @@ _FILTERS = {"bicubic": FilterType.catmull_rom, "bilinear": FilterType.bilinear}
 _PILLOW_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def resize_array(pixels: NDArray[np.uint8], plan: Plan, interpolation: Interpolation) -> NDArray[np.uint8]:
+def resize_array(pixels: NDArray[np.uint8], crop: ResizedCrop, interpolation: Interpolation) -> NDArray[np.uint8]:
     """Resize and crop RGB `pixels`, uint8 [height, width, 3] as stored. Returns uint8 [rows.out, columns.out, 3]."""
     support = _SUPPORT[interpolation]
-    top, bottom = plan.rows.reach(support)
+    top, bottom = crop.rows.reach(support)
     height, width = bottom - top, pixels.shape[1]
-    rows = _within(plan.rows, top, height)
+    rows = _within(crop.rows, top, height)
     # The rows are one run of bytes, and only those in reach are copied.
     source = ImageData(width, height, PixelType.U8x3, pixels[top:bottom].tobytes())
     resizer, algorithm = Resizer(), ResizeAlg.convolution(_FILTERS[interpolation])
@@ -39,23 +39,23 @@ def resize_array(pixels: NDArray[np.uint8], plan: Plan, interpolation: Interpola
         resizer.resize(image, result, ResizeOptions(algorithm, use_alpha=False, crop_box=box))
         return result
 
-    if plan.rows_first:
-        left, right = plan.columns.reach(support)
-        columns = _within(plan.columns, left, right - left)
+    if crop.rows_first:
+        left, right = crop.columns.reach(support)
+        columns = _within(crop.columns, left, right - left)
         between = run(source, Axis(width, left, right, right - left), rows)
         result = run(between, columns, _whole(rows.out))
     else:
-        between = run(source, plan.columns, _whole(height))
-        result = run(between, _whole(plan.columns.out), rows)
+        between = run(source, crop.columns, _whole(height))
+        result = run(between, _whole(crop.columns.out), rows)
     flat = np.frombuffer(result.get_buffer(), dtype=np.uint8)
-    return flat.reshape(plan.rows.out, plan.columns.out, _CHANNELS)  # [H*W*3] -> [H, W, 3]
+    return flat.reshape(crop.rows.out, crop.columns.out, _CHANNELS)  # [H*W*3] -> [H, W, 3]
 
 
-def resize_image(image: Image.Image, plan: Plan, interpolation: Interpolation) -> NDArray[np.uint8]:
+def resize_image(image: Image.Image, crop: ResizedCrop, interpolation: Interpolation) -> NDArray[np.uint8]:
     """Resize and crop an RGB image without copying it first. Returns uint8 [rows.out, columns.out, 3]."""
     resample = _PILLOW_FILTERS[interpolation]
-    columns, rows = plan.columns, plan.rows
-    if plan.rows_first:
+    columns, rows = crop.columns, crop.rows
+    if crop.rows_first:
         image = image.resize((image.width, rows.out), resample, box=(0, rows.start, image.width, rows.stop))
         image = image.resize((columns.out, rows.out), resample, box=(columns.start, 0, columns.stop, rows.out))
     else:

@@ -24,9 +24,9 @@ from export.catalog import OWN_WEIGHTS, Download, find_variant
 from export.download import WeightsSource
 from export.errors import BuildRefused, CheckpointError, NoWeights, ParityFailed, WrongLabels, WrongRecord
 from export.hiera import create_model
-from export.package import BuildPlan, build_package
+from export.package import PackageSpec, build_package
+from export.package_spec import BuildRequest, make_spec
 from export.parity import Tolerance
-from export.plan import BuildRequest, make_plan
 from export.verify import torch_model, verify_package
 
 OBJECTS = find_variant("hiera_demo_objects")
@@ -38,8 +38,8 @@ def silent(_: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def plan() -> BuildPlan:
-    return make_plan(BuildRequest(OBJECTS, random_seed=5, max_batch=2), NOWHERE, silent)
+def spec() -> PackageSpec:
+    return make_spec(BuildRequest(OBJECTS, random_seed=5, max_batch=2), NOWHERE, silent)
 
 
 @pytest.fixture
@@ -117,42 +117,42 @@ def test_a_package_can_be_read_by_whoever_else_serves_it(objects: Path) -> None:
 
 
 def test_weights_beside_the_graph_are_files_of_the_package_too(
-    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: PackageSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_onnx, "LARGEST_EMBEDDED_BYTES", 1_000_000)
-    folder = build_package(plan, tmp_path, say=silent)
+    folder = build_package(spec, tmp_path, say=silent)
     files = read_manifest(folder / "model.json").files
     assert sorted(files) == ["../labels.txt", "golden.npz", "model.onnx", "model.onnx.data"]
     assert files == {name: sha256(folder / name) for name in files}
 
 
-def test_a_new_version_stands_beside_the_old_one(plan: BuildPlan, tmp_path: Path) -> None:
-    build_package(plan, tmp_path, say=silent)
-    build_package(replace(plan, version=2), tmp_path, say=silent)
+def test_a_new_version_stands_beside_the_old_one(spec: PackageSpec, tmp_path: Path) -> None:
+    build_package(spec, tmp_path, say=silent)
+    build_package(replace(spec, version=2), tmp_path, say=silent)
     assert [(found.name, found.version) for found in discover(tmp_path)] == [
         ("hiera_demo_objects", 1),
         ("hiera_demo_objects", 2),
     ]
     with pytest.raises(BuildRefused, match="other labels"):
-        build_package(replace(plan, version=3, labels=tuple("abcdefghij")), tmp_path, say=silent)
+        build_package(replace(spec, version=3, labels=tuple("abcdefghij")), tmp_path, say=silent)
     with pytest.raises(BuildRefused, match="--replace"):
-        build_package(plan, tmp_path, say=silent)
-    folder = build_package(replace(plan, description="made anew"), tmp_path, replace=True, say=silent)
+        build_package(spec, tmp_path, say=silent)
+    folder = build_package(replace(spec, description="made anew"), tmp_path, replace=True, say=silent)
     assert open_package(package_path(folder)).manifest.description == "made anew"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hiera_demo_objects"]
 
 
 def test_a_build_that_fails_parity_leaves_nothing(
-    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: PackageSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(parity_module.TOLERANCES, "fp32", Tolerance(logits=1e-12, probability=1e-12))
     with pytest.raises(ParityFailed):
-        build_package(plan, tmp_path / "repository", say=silent)
+        build_package(spec, tmp_path / "repository", say=silent)
     assert list((tmp_path / "repository").iterdir()) == []
 
 
 def test_a_build_that_fails_while_writing_leaves_the_old_package(
-    plan: BuildPlan, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: PackageSpec, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(objects.parent, tmp_path / objects.parent.name)
     before = {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)}
@@ -162,13 +162,13 @@ def test_a_build_that_fails_while_writing_leaves_the_old_package(
 
     monkeypatch.setattr(package_module, "triton_config", full_disk)
     with pytest.raises(OSError, match="No space"):
-        build_package(plan, tmp_path, replace=True, say=silent)
+        build_package(spec, tmp_path, replace=True, say=silent)
     assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == before
     assert [path.name for path in tmp_path.iterdir()] == ["hiera_demo_objects"]
 
 
 def test_a_build_that_is_interrupted_while_it_replaces_leaves_the_old_package(
-    plan: BuildPlan, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: PackageSpec, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(objects.parent, tmp_path / objects.parent.name)
     before = {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)}
@@ -182,7 +182,7 @@ def test_a_build_that_is_interrupted_while_it_replaces_leaves_the_old_package(
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_package(plan, tmp_path, replace=True, say=silent)
+        build_package(spec, tmp_path, replace=True, say=silent)
     assert {name: (tmp_path / name).read_bytes() for name in contents(tmp_path)} == before
 
 
@@ -198,18 +198,18 @@ def test_a_package_can_be_built_beside_the_gpus_build_of_onnx_runtime(monkeypatc
     assert package_module.tool_versions()["onnxruntime"] == "1.32.0"
 
 
-# From the request to the plan
+# From the request to the spec
 
 
 def test_own_weights_carry_no_claims_that_are_not_known(weights: Path) -> None:
     tiny = replace(OBJECTS, demo=False)
-    plan = make_plan(BuildRequest(tiny, weights=weights), NOWHERE, silent)
-    assert plan.weights.source == "file mine.safetensors"
-    assert plan.weights.sha256 is not None
-    assert not plan.weights.commercial_use
-    assert plan.weights.licence == "as given by the owner of the weights"
-    assert plan.accuracy == ()
-    demo = make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).weights  # whose data forbid more
+    spec = make_spec(BuildRequest(tiny, weights=weights), NOWHERE, silent)
+    assert spec.weights.source == "file mine.safetensors"
+    assert spec.weights.sha256 is not None
+    assert not spec.weights.commercial_use
+    assert spec.weights.licence == "as given by the owner of the weights"
+    assert spec.accuracy == ()
+    demo = make_spec(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).weights  # whose data forbid more
     assert (demo.licence, demo.commercial_use) == ("research use only", False)
 
 
@@ -217,7 +217,7 @@ def test_own_weights_carry_no_claims_that_are_not_known(weights: Path) -> None:
 def test_own_weights_have_the_terms_that_their_owner_names(weights: Path, allowed: bool) -> None:
     for variant in (OBJECTS, replace(OBJECTS, demo=False)):
         own = BuildRequest(variant, weights=weights, licence="MIT", commercial_use=allowed)
-        terms = make_plan(own, NOWHERE, silent).weights
+        terms = make_spec(own, NOWHERE, silent).weights
         assert (terms.licence, terms.commercial_use) == ("MIT", allowed)
 
 
@@ -235,19 +235,19 @@ def test_a_training_record_gives_accuracy_and_preprocessing(weights: Path) -> No
         },
     }
     weights.with_suffix(".json").write_text(json.dumps(record))
-    plan = make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
-    assert [(item.dataset, item.top1) for item in plan.accuracy] == [("CIFAR-10 (test: 10000 images)", 87.65)]
-    assert plan.preprocessing.mean == (0.1, 0.2, 0.3)
-    assert (plan.preprocessing.resize_short_side, plan.preprocessing.interpolation) == (36, "bilinear")
-    assert (plan.preprocessing.height, plan.preprocessing.width) == (32, 32)
-    assert plan.description.startswith("Demo model")
+    spec = make_spec(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
+    assert [(item.dataset, item.top1) for item in spec.accuracy] == [("CIFAR-10 (test: 10000 images)", 87.65)]
+    assert spec.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert (spec.preprocessing.resize_short_side, spec.preprocessing.interpolation) == (36, "bilinear")
+    assert (spec.preprocessing.height, spec.preprocessing.width) == (32, 32)
+    assert spec.description.startswith("Demo model")
     request = BuildRequest(OBJECTS, weights=weights, resize_short_side=40)
-    assert make_plan(request, NOWHERE, silent).preprocessing.resize_short_side == 40
+    assert make_spec(request, NOWHERE, silent).preprocessing.resize_short_side == 40
 
     record["preprocessing"]["input_size"] = [64, 64]  # type: ignore[index]
     weights.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(WrongRecord, match="takes \\[32, 32\\]"):
-        make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
 
 
 def test_a_record_of_training_on_videos_gives_the_sampling(tmp_path: Path) -> None:
@@ -262,18 +262,18 @@ def test_a_record_of_training_on_videos_gives_the_sampling(tmp_path: Path) -> No
     }
     record = {"data": "clips", "accuracy": {"top1": 0.5}, "preprocessing": trained_on}
     path.with_suffix(".json").write_text(json.dumps(record))
-    sampling = make_plan(BuildRequest(camera_motion, weights=path), NOWHERE, silent).sampling
+    sampling = make_spec(BuildRequest(camera_motion, weights=path), NOWHERE, silent).sampling
     assert sampling == Sampling(frames=16, mode="dense", stride=2, target_fps=15.0)
 
 
 def test_a_configuration_of_another_kind_beside_the_weights_is_passed_over(weights: Path) -> None:
     weights.with_suffix(".json").write_text('{"model_type": "hiera"}')
-    assert make_plan(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).preprocessing == OBJECTS.preprocessing
+    assert make_spec(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent).preprocessing == OBJECTS.preprocessing
 
 
 def test_uniform_sampling_is_for_models_that_were_trained_so() -> None:
     request = BuildRequest(find_variant("hiera_demo_camera_motion"), random_seed=0, sampling="uniform")
-    sampling = make_plan(request, NOWHERE, silent).sampling
+    sampling = make_spec(request, NOWHERE, silent).sampling
     assert sampling is not None
     assert sampling.mode == "uniform"
 
@@ -282,30 +282,30 @@ def test_a_head_of_another_size_needs_a_label_for_each_class(tmp_path: Path) -> 
     path = tmp_path / "seven.pth"
     torch.save({"model_state": create_model("hiera_demo_objects", 7).state_dict()}, path)
     with pytest.raises(WrongLabels, match=r"7 classes, and CIFAR-10 has 10: pass --labels FILE with 7 lines"):
-        make_plan(BuildRequest(OBJECTS, weights=path), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, weights=path), NOWHERE, silent)
     labels = tmp_path / "labels.txt"
     labels.write_text("one\ntwo\nthree\n")
     with pytest.raises(WrongLabels, match="3 lines, but the head has 7"):
-        make_plan(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
     labels.write_text("one\ntwo\nthree\nfour\nfive\nsix\nsieben\n")
-    plan = make_plan(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
-    assert plan.labels[-1] == "sieben"
-    assert plan.model.config.num_classes == 7
+    spec = make_spec(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
+    assert spec.labels[-1] == "sieben"
+    assert spec.model.config.num_classes == 7
     with pytest.raises(PackageError, match="cannot be read"):
-        make_plan(BuildRequest(OBJECTS, weights=path, labels=tmp_path / "absent.txt"), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, weights=path, labels=tmp_path / "absent.txt"), NOWHERE, silent)
 
 
 def test_random_weights_take_as_many_classes_as_there_are_labels(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("yes\nno\n")
-    plan = make_plan(BuildRequest(OBJECTS, random_seed=0, labels=labels), NOWHERE, silent)
-    assert plan.model.config.num_classes == 2
-    assert plan.labels == ("yes", "no")
+    spec = make_spec(BuildRequest(OBJECTS, random_seed=0, labels=labels), NOWHERE, silent)
+    assert spec.model.config.num_classes == 2
+    assert spec.labels == ("yes", "no")
 
 
 def test_demo_weights_cannot_be_fetched() -> None:
     with pytest.raises(NoWeights, match="training/"):
-        make_plan(BuildRequest(OBJECTS), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS), NOWHERE, silent)
 
 
 def test_official_weights_say_their_licence_and_carry_the_published_accuracy(tmp_path: Path) -> None:
@@ -316,12 +316,12 @@ def test_official_weights_say_their_licence_and_carry_the_published_accuracy(tmp
     state = {name: torch.zeros(tensor.shape) for name, tensor in names.items()}
     torch.save({"model_state": state}, tmp_path / tiny.download.file)
     said: list[str] = []
-    plan = make_plan(BuildRequest(tiny), WeightsSource(tmp_path), said.append)
+    spec = make_spec(BuildRequest(tiny), WeightsSource(tmp_path), said.append)
     assert any("CC-BY-NC-4.0" in line and "NOT for commercial use" in line for line in said)
-    assert plan.weights.licence == "CC-BY-NC-4.0"
-    assert not plan.weights.commercial_use
-    assert plan.weights.source == "https://dl.fbaipublicfiles.com/hiera/hiera_tiny_224.pth"
-    assert [item.top1 for item in plan.accuracy] == [82.8]
+    assert spec.weights.licence == "CC-BY-NC-4.0"
+    assert not spec.weights.commercial_use
+    assert spec.weights.source == "https://dl.fbaipublicfiles.com/hiera/hiera_tiny_224.pth"
+    assert [item.top1 for item in spec.accuracy] == [82.8]
 
 
 # Verifying what lies there

@@ -17,7 +17,7 @@ from export.catalog import find_variant
 from export.checkpoints import layout_of, read_checkpoint
 from export.errors import CheckpointError
 from export.hiera import CONFIGS, create_model
-from export.plan import load_weights
+from export.package_spec import load_weights
 
 State = dict[str, Tensor]
 NAME = "hiera_tiny_224"

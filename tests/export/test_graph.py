@@ -20,8 +20,8 @@ from export.catalog import find_variant
 from export.errors import ParityFailed
 from export.golden import golden_count, render_rows
 from export.hiera import CONFIGS, Hiera
+from export.package_spec import rebuild_random
 from export.parity import batch_sizes, check_parity, measure, measure_graph, normalise, open_graph, reference
-from export.plan import rebuild_random
 from export.to_onnx import OPSET, OUTPUTS, ServingGraph, export_graph
 
 OBJECTS, CAMERA_MOTION = find_variant("hiera_demo_objects"), find_variant("hiera_demo_camera_motion")

@@ -15,7 +15,7 @@ from transformers import HieraForImageClassification
 
 from export.catalog import find_variant
 from export.hiera import CONFIGS, Hiera, HieraConfig, create_model
-from export.plan import load_weights
+from export.package_spec import load_weights
 
 IMAGE_VARIANTS = [
     "hiera_tiny_224",

@@ -15,7 +15,7 @@ from export.cli import main
 from export.download import WeightsSource
 from export.errors import BuildRefused, CheckpointError, WrongRecord
 from export.hiera import create_model
-from export.plan import BuildRequest, make_plan
+from export.package_spec import BuildRequest, make_spec
 
 OBJECTS = find_variant("hiera_demo_objects")
 TINY = find_variant("hiera_tiny_224")
@@ -38,12 +38,12 @@ def silent(_: str) -> None:
 )
 def test_options_that_would_do_nothing_or_no_good_are_refused(request_: BuildRequest, why: str) -> None:
     with pytest.raises(BuildRefused, match=why):
-        make_plan(request_, NOWHERE, silent)
+        make_spec(request_, NOWHERE, silent)
 
 
 def test_a_short_side_of_just_the_crop_is_taken() -> None:
     request = BuildRequest(OBJECTS, random_seed=0, resize_short_side=32)
-    assert make_plan(request, NOWHERE, silent).preprocessing.resize_short_side == 32
+    assert make_spec(request, NOWHERE, silent).preprocessing.resize_short_side == 32
 
 
 def test_the_last_of_several_variants_is_looked_at_before_the_first_is_built(
@@ -68,18 +68,18 @@ def test_a_training_record_whose_crop_does_not_fit_is_refused(tmp_path: Path) ->
     record = {"data": "photos", "accuracy": {"top1": 0.5}, "preprocessing": preprocessing}
     (tmp_path / "mine.json").write_text(json.dumps(record))
     with pytest.raises(WrongRecord, match="a short side of 31, and hiera_demo_objects takes a crop of 32x32"):
-        make_plan(BuildRequest(OBJECTS, weights=tmp_path / "mine.safetensors"), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, weights=tmp_path / "mine.safetensors"), NOWHERE, silent)
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_a_seed_that_torch_does_not_take_is_refused(seed: int) -> None:
     with pytest.raises(BuildRefused, match=f"{seed} can't be the seed"):
-        make_plan(BuildRequest(OBJECTS, random_seed=seed), NOWHERE, silent)
+        make_spec(BuildRequest(OBJECTS, random_seed=seed), NOWHERE, silent)
 
 
 @pytest.mark.parametrize("seed", [2**64 - 1, -(2**63)])
 def test_the_largest_seeds_are_taken(seed: int) -> None:
-    assert make_plan(BuildRequest(OBJECTS, random_seed=seed), NOWHERE, silent).weights.random_seed == seed
+    assert make_spec(BuildRequest(OBJECTS, random_seed=seed), NOWHERE, silent).weights.random_seed == seed
 
 
 def test_official_weights_that_were_cut_short_are_to_be_fetched_again(tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_official_weights_that_were_cut_short_are_to_be_fetched_again(tmp_path: 
     torch.save({"model_state": {"norm.weight": torch.zeros(10_000)}}, path)
     path.write_bytes(path.read_bytes()[:5_000])
     with pytest.raises(CheckpointError) as refused:
-        make_plan(BuildRequest(TINY), WeightsSource(tmp_path), silent)
+        make_spec(BuildRequest(TINY), WeightsSource(tmp_path), silent)
     assert "cut short" in str(refused.value)
     assert f"remove {path} to fetch it again" in str(refused.value)

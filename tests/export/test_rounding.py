@@ -20,8 +20,8 @@ from app.repository.manifest import Precision
 from export import to_onnx
 from export.catalog import find_variant
 from export.golden import render_rows
+from export.package_spec import rebuild_random
 from export.parity import normalise
-from export.plan import rebuild_random
 from export.rounding import round_rows, run_and_round
 from export.to_onnx import ServingGraph, export_graph
 

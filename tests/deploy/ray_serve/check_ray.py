@@ -20,7 +20,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from app.load.generator import Plan
+from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.request import raw_request
 from app.load.server import free_port
@@ -142,7 +142,7 @@ class House:
         """Photos a second, answered 200, with sixteen callers."""
         target = parse_target(f"http://127.0.0.1:{self.port}")
         request = raw_request(target, "/classify/image", body, content_type="image/jpeg")
-        samples = run_isolated(Plan(target, (request,), CALLERS, seconds, warmup_s=2.0))
+        samples = run_isolated(Workload(target, (request,), CALLERS, seconds, warmup_s=2.0))
         answered = sum(status == 200 for status in samples.status)
         if answered != len(samples.status):
             sys.exit(f"statuses of a quiet run: {Counter(samples.status)}; {samples.bodies}")

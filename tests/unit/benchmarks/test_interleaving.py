@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.errors import Unavailable
-from app.load.generator import Plan, Samples
+from app.load.generator import Samples, Workload
 from benchmarks import rounds
 from benchmarks.contenders import Contender
 from benchmarks.rounds import Load, Measured, interleave, throughputs
@@ -37,13 +37,13 @@ def compare(started: list[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
             raise Unavailable("did not start")
         yield SimpleNamespace(ready_s=1.5, url="http://127.0.0.1:8000")
 
-    def run_isolated(plan: Plan, progress: object) -> Samples:
+    def run_isolated(workload: Workload, progress: object) -> Samples:
         now = started[-1]
-        if asked.get(now) == plan.connections and started.count(now) == 2:
+        if asked.get(now) == workload.connections and started.count(now) == 2:
             raise Unavailable("went away")
-        answered = round(plan.seconds) * plan.connections
+        answered = round(workload.seconds) * workload.connections
         times = array("d", [0.01] * answered)
-        return Samples(array("h", [200] * answered), times, times, [b""] * answered, seconds=plan.seconds)
+        return Samples(array("h", [200] * answered), times, times, [b""] * answered, seconds=workload.seconds)
 
     monkeypatch.setattr(Contender, "start", start)
     monkeypatch.setattr(rounds, "run_isolated", run_isolated)

@@ -4,7 +4,7 @@ import pytest
 
 from app.load.arrivals import poisson_arrivals
 from app.load.connection import LOST, Answer
-from app.load.generator import Plan, Samples
+from app.load.generator import Samples, Workload
 from app.load.summary import Summary, summarise
 from app.load.target import Target
 from benchmarks.rates import kept_up, table
@@ -16,7 +16,7 @@ def run(rate_per_s: float, seconds: float = 5.0, status: int = 200, lateness: fl
     for due_s in poisson_arrivals(rate_per_s, seconds, 0):
         samples.add(Answer(status, b"", b"", due_s * lateness + 0.001), due_s, 0.0)
     target = Target("127.0.0.1", 8000, "127.0.0.1")
-    return summarise(Plan(target, (b"x",), 256, seconds, rate_per_s=rate_per_s), samples)
+    return summarise(Workload(target, (b"x",), 256, seconds, rate_per_s=rate_per_s), samples)
 
 
 def test_a_server_that_answers_all_keeps_up_also_where_chance_makes_few_requests_due() -> None:

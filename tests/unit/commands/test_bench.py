@@ -16,7 +16,7 @@ import pytest
 
 from app.commands import bench
 from app.errors import InvalidParameter, Unavailable
-from app.load.generator import Plan, Samples
+from app.load.generator import Samples, Workload
 
 MODEL = {"batch_curve": [{"rows": 1, "milliseconds": 2.0}, {"rows": 2, "milliseconds": 1.0}]}
 
@@ -125,21 +125,21 @@ def test_an_output_that_cannot_be_written_does_not_cost_the_table(
 def test_automatic_rates_are_parts_of_what_the_fastest_closed_loop_reached(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans: list[Plan] = []
+    workloads: list[Workload] = []
 
-    def run_isolated(plan: Plan, progress: object) -> Samples:
-        plans.append(plan)
-        answers = 10 * plan.connections if plan.rate_per_s is None else 1
+    def run_isolated(workload: Workload, progress: object) -> Samples:
+        workloads.append(workload)
+        answers = 10 * workload.connections if workload.rate_per_s is None else 1
         times = array("d", [0.01] * answers)
         return Samples(array("h", [200] * answers), times, times, [b""] * answers, seconds=1.0)
 
     monkeypatch.setattr(bench, "run_isolated", run_isolated)
     bench.run(arguments("--url", url, "--connections", "1,40,2"))
-    assert [plan.connections for plan in plans if plan.rate_per_s is None] == [1, 40, 2]
-    opened = [plan for plan in plans if plan.rate_per_s is not None]
-    assert [plan.rate_per_s for plan in opened] == [100.0, 200.0, 300.0, 360.0, 440.0]
+    assert [workload.connections for workload in workloads if workload.rate_per_s is None] == [1, 40, 2]
+    opened = [workload for workload in workloads if workload.rate_per_s is not None]
+    assert [workload.rate_per_s for workload in opened] == [100.0, 200.0, 300.0, 360.0, 440.0]
     # Where too few may be open at once, the loop is closed again.
-    assert {plan.connections for plan in opened} == {512}
+    assert {workload.connections for workload in opened} == {512}
 
 
 @pytest.mark.parametrize("url", [{"models": {**MODEL, "instances": 3}}], indirect=True)

@@ -11,7 +11,7 @@ from http_double import OK, Answerer, serving
 from app.errors import InvalidParameter
 from app.load.arrivals import poisson_arrivals
 from app.load.connection import LOST, TIMED_OUT, Connection, connect
-from app.load.generator import Plan, Samples, generate
+from app.load.generator import Samples, Workload, generate
 from app.load.isolated import run_isolated
 from app.load.request import multipart_request, raw_request
 from app.load.target import Target
@@ -19,16 +19,16 @@ from app.load.target import Target
 NOWHERE = Target("127.0.0.1", 9, "127.0.0.1")
 
 
-def plan(target: Target, **changes: object) -> Plan:
+def workload(target: Target, **changes: object) -> Workload:
     request = raw_request(target, "/", b"body", content_type="text/plain")
-    base = Plan(target, (request,), connections=4, seconds=20.0, warmup_s=0.0, max_requests=40, timeout_s=20.0)
+    base = Workload(target, (request,), connections=4, seconds=20.0, warmup_s=0.0, max_requests=40, timeout_s=20.0)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def run(answer: Answerer, **changes: object) -> Samples:
     async def scenario() -> Samples:
         async with serving(answer) as target:
-            return await generate(plan(target, **changes))
+            return await generate(workload(target, **changes))
 
     return asyncio.run(scenario())
 
@@ -122,7 +122,7 @@ def test_a_server_that_takes_no_connections_ends_no_later_than_its_time_out() ->
     async def scenario(listener: socket.socket) -> Samples:
         address, port = listener.getsockname()
         target = Target(address, port, address)
-        return await asyncio.wait_for(generate(plan(target, seconds=0.1, timeout_s=0.1)), 5)
+        return await asyncio.wait_for(generate(workload(target, seconds=0.1, timeout_s=0.1)), 5)
 
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -175,7 +175,7 @@ def test_an_open_loop_lasts_as_long_as_planned_though_its_last_answer_comes_befo
 
 
 def test_a_server_that_is_not_there_costs_a_sample_each_and_no_spinning() -> None:
-    samples = asyncio.run(generate(plan(NOWHERE, connections=2, seconds=0.3, max_requests=1000)))
+    samples = asyncio.run(generate(workload(NOWHERE, connections=2, seconds=0.3, max_requests=1000)))
     assert 0 < len(samples.status) < 50
     assert set(samples.status) == {LOST}
 
@@ -208,7 +208,7 @@ def test_requests_are_sent_in_turn() -> None:
     async def scenario() -> None:
         async with serving(answer) as target:
             requests = tuple(raw_request(target, "/", body, content_type="text/plain") for body in (b"a", b"b"))
-            await generate(plan(target, requests=requests, connections=1, max_requests=4))
+            await generate(workload(target, requests=requests, connections=1, max_requests=4))
 
     asyncio.run(scenario())
     assert seen == [b"a", b"b", b"a", b"b"]
@@ -219,13 +219,13 @@ def test_requests_are_sent_in_turn() -> None:
 )
 def test_a_plan_without_bounds_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InvalidParameter):
-        plan(NOWHERE, **change)
+        workload(NOWHERE, **change)
 
 
 def test_a_generator_in_its_own_process_reports_the_same() -> None:
     async def scenario() -> Samples:
         async with serving(at_once) as target:
-            return await asyncio.to_thread(run_isolated, plan(target))
+            return await asyncio.to_thread(run_isolated, workload(target))
 
     assert list(asyncio.run(scenario()).status) == [200] * 40
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from app.load.connection import TIMED_OUT
-from app.load.generator import Plan, Samples
+from app.load.generator import Samples, Workload
 from app.load.plot import Line, svg, terminal
 from app.load.report import HEADER, latency_over_load, row
 from app.load.summary import Summary, percentiles, stages, summarise
@@ -16,7 +16,7 @@ TARGET = Target("127.0.0.1", 8000, "127.0.0.1")
 def summary(rate_per_s: float | None = None, scale: float = 1.0) -> Summary:
     """Of 100 answers of 1 to 100 ms, times `scale`, a 503 and a time-out. The limit of requests ended it after half of
     its time, and one answer came after that."""
-    plan = Plan(TARGET, (b"x",), connections=4, seconds=20.0, warmup_s=2.0, rate_per_s=rate_per_s)
+    workload = Workload(TARGET, (b"x",), connections=4, seconds=20.0, warmup_s=2.0, rate_per_s=rate_per_s)
     latencies = [scale * n / 1000 for n in range(1, 101)]
     samples = Samples(
         status=array("h", [200] * 100 + [503, TIMED_OUT]),
@@ -26,7 +26,7 @@ def summary(rate_per_s: float | None = None, scale: float = 1.0) -> Summary:
         seconds=10.0,
         generator_cpu_s=3.0,
     )
-    return summarise(plan, samples)
+    return summarise(workload, samples)
 
 
 def test_percentiles_are_of_the_successes_and_in_milliseconds() -> None:
@@ -69,7 +69,7 @@ def test_overhead_is_what_is_left_of_each_request_without_decode_and_inference()
 def test_a_server_without_timings_has_no_overhead() -> None:
     assert stages(b"") == {}
     samples = Samples(array("h", [200]), array("d", [0.1]), array("d", [0.1]), [b""], seconds=1.0)
-    assert summarise(Plan(TARGET, (b"x",), connections=1, seconds=1.0), samples).overhead_ms is None
+    assert summarise(Workload(TARGET, (b"x",), connections=1, seconds=1.0), samples).overhead_ms is None
 
 
 def test_a_timing_that_is_no_number_is_left_out() -> None:
@@ -77,7 +77,7 @@ def test_a_timing_that_is_no_number_is_left_out() -> None:
 
 
 def test_a_run_without_any_answer_can_be_summed_up() -> None:
-    nothing = summarise(Plan(TARGET, (b"x",), connections=1, seconds=1.0), Samples(seconds=1.0))
+    nothing = summarise(Workload(TARGET, (b"x",), connections=1, seconds=1.0), Samples(seconds=1.0))
     assert (nothing.answers, nothing.throughput_per_s, nothing.latency_ms) == (0, 0.0, None)
     assert len(row(nothing, None)) == len(HEADER)
 

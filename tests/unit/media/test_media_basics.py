@@ -13,7 +13,7 @@ from pictures import encode
 from PIL import Image
 
 from app.media import formats
-from app.media.geometry import Orientation, pillow_resizes_rows_first, plan_center_crop, resized
+from app.media.geometry import Orientation, center_crop, pillow_resizes_rows_first, resized
 from app.media.heap import keep_freed_memory
 from app.media.jpeg import exif_orientation, read_header, scaling_for
 from app.media.reader import MemoryFile
@@ -109,13 +109,13 @@ def test_sizes_round_as_torchvisions_do() -> None:
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 8))
 def test_a_plan_stays_inside_of_the_image(width: int, height: int, orientation: int) -> None:
-    plan = plan_center_crop(width, height, 256, 224, 224, Orientation.from_exif(orientation))
-    for axis, size in ((plan.columns, width), (plan.rows, height)):
+    crop = center_crop(width, height, 256, 224, 224, Orientation.from_exif(orientation))
+    for axis, size in ((crop.columns, width), (crop.rows, height)):
         assert axis.source == size
         assert 0 <= axis.start < axis.stop <= size
         first, last = axis.reach(2.0)
         assert 0 <= first < last <= size
-    for axis, size in ((plan.reduced(4).columns, width), (plan.reduced(4).rows, height)):
+    for axis, size in ((crop.reduced(4).columns, width), (crop.reduced(4).rows, height)):
         assert 0 <= axis.start < axis.stop <= axis.source == -(-size // 4)
 
 

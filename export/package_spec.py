@@ -1,4 +1,4 @@
-"""Turns what a user asked for into the plan of a package: which weights, labels, preprocessing and terms."""
+"""Turns what a user asked for into what a package is to be: which weights, labels, preprocessing and terms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from export.download import WeightsSource, fetch
 from export.errors import BuildRefused, CheckpointError, NoWeights, WrongLabels, WrongRecord
 from export.golden import golden_count, render_rows
 from export.hiera import CONFIGS, Hiera, create_model
-from export.package import BuildPlan
+from export.package import PackageSpec
 from export.parity import LARGEST_BATCH, normalise
 from export.random_weights import random_model
 
@@ -77,7 +77,7 @@ class _Loaded:
     record: TrainingRecord | None = None
 
 
-def make_plan(request: BuildRequest, source: WeightsSource, say: Callable[[str], None]) -> BuildPlan:
+def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str], None]) -> PackageSpec:
     """Fetch or read the weights and settle everything that the package says of them.
 
     Args:
@@ -99,7 +99,7 @@ def make_plan(request: BuildRequest, source: WeightsSource, say: Callable[[str],
         loaded = _official(variant, source, say)
     say(loaded.notice)
     preprocessing, sampling = _geometry(request, loaded.record)
-    return BuildPlan(
+    return PackageSpec(
         variant=variant,
         name=request.name or variant.name,
         version=request.version,

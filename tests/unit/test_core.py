@@ -1,16 +1,22 @@
-"""The start's loading of the models, and what must not keep it from that."""
+"""The parts that classify: what settings make of them, and the start's loading of the models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.core import load_models
+from app import core
+from app.core import create_core, load_models
 from app.engines.factory import EngineOptions
+from app.media.limits import MediaLimits
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
+from app.serving.service import ServiceDefaults
+from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 MakePackage = Callable[..., Path]
@@ -48,3 +54,20 @@ def test_metrics_that_cannot_be_told_of_the_models_keep_none_from_serving(
     assert states_after_start(root, Deaf()) == {"good": "ready"}
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.name == "hiera.server"
+
+
+def test_without_settings_the_parts_are_what_they_are_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults stand with the settings, for their documentation, and with the parts, for those who use these alone."""
+    given: dict[str, Any] = {}
+
+    def noting(part: str) -> Callable[..., None]:
+        return lambda *args, **named: given.update({part: named | {type(arg).__name__: arg for arg in args}})
+
+    for part in ("ModelRegistry", "MediaPool", "Service"):
+        monkeypatch.setattr(core, part, noting(part))
+    create_core(Settings(engine_cache_folder=None), Metrics())
+    assert given["ModelRegistry"]["EngineOptions"] == EngineOptions()
+    assert given["ModelRegistry"]["ServingOptions"] == ServingOptions()
+    assert given["MediaPool"]["limits"] == MediaLimits()
+    defaults = given["Service"]["ServiceDefaults"]
+    assert replace(defaults, image_workers=1, video_workers=1) == ServiceDefaults()  # the machine's

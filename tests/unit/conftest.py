@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from app.engines.base import Graph
+from app.engines.factory import EngineOptions
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from app.repository.manifest import Manifest, Preprocessing, Sampling, Weights
 from app.repository.store import sha256
+from app.serving.deployment import ServingOptions
+from app.serving.registry import ModelRegistry
 
 MakeGraph = Callable[..., Path]
 MakePackage = Callable[..., Path]
+MakeRegistry = Callable[..., ModelRegistry]
 
 
 def write_graph(path: Path, row_shape: tuple[int, ...] = (8, 8, 3), classes: int = 5, seed: int = 0) -> Path:
@@ -124,3 +128,22 @@ def make_package(tmp_path: Path) -> MakePackage:
         return root
 
     return make
+
+
+@pytest.fixture
+def make_registry(tmp_path: Path) -> Iterator[MakeRegistry]:
+    """`make_registry(**more)` gives a registry of the packages that `make_package` has written; all are closed."""
+    made: list[ModelRegistry] = []
+    given: dict[str, Any] = {
+        "engine_options": EngineOptions(name="onnxruntime", threads=1, max_batch=4),
+        "options": ServingOptions(warmup_budget_s=0.05),
+    }
+
+    def make(root: Path = tmp_path / "repo", **more: Any) -> ModelRegistry:
+        registry = ModelRegistry(root, **(given | more))
+        made.append(registry)
+        return registry
+
+    yield make
+    for registry in made:
+        registry.close(60.0)

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from registry_scenes import MakePackage, MakeRegistry
 from serving_fakes import PATIENCE_S, Gate
 
-from app.engines.factory import EngineOptions
 from app.errors import Unavailable
 from app.repository import store
 from app.serving import registry as registry_module
-from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
-
-MakePackage = Callable[..., Path]
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[ModelRegistry]:
-    engine = EngineOptions(name="onnxruntime", threads=1, max_batch=4)
-    registry = ModelRegistry(tmp_path / "repo", engine, ServingOptions(warmup_budget_s=0.05))
-    yield registry
-    registry.close(PATIENCE_S)
+def registry(make_registry: MakeRegistry) -> ModelRegistry:
+    return make_registry()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from app.engines.plans import file_sha256
+
 _log = logging.getLogger("hiera.engines")
 _DIGESTS = "digests.json"
 _Compiled = TypeVar("_Compiled")
@@ -72,7 +74,7 @@ def keep_compiled(root: Path, identity: str, compile_in: Callable[[Path | None],
 
 def _keep(unfinished: Path, kept: Path) -> None:
     try:
-        digests = {file.name: _sha256(file) for file in unfinished.iterdir()}
+        digests = {file.name: file_sha256(file) for file in unfinished.iterdir()}
         if not digests:  # the library found no room
             return
         (unfinished / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
@@ -85,7 +87,7 @@ def _keep(unfinished: Path, kept: Path) -> None:
 def _is_intact(kept: Path) -> bool:
     try:
         digests = json.loads((kept / _DIGESTS).read_text(encoding="utf-8"))
-        found = {file.name: _sha256(file) for file in kept.iterdir() if file.name != _DIGESTS}
+        found = {file.name: file_sha256(file) for file in kept.iterdir() if file.name != _DIGESTS}
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
@@ -94,8 +96,3 @@ def _is_intact(kept: Path) -> bool:
     if found != digests:
         _log.warning("the compiled model in %s has been damaged, or is of another graph, and is made again", kept)
     return bool(found == digests)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

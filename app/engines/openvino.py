@@ -12,6 +12,7 @@ import openvino as ov
 
 from app.engines.base import EngineInfo, Graph, Probabilities, Rows, other_precision
 from app.engines.cache import keep_compiled
+from app.engines.cpus import machine_id
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
     Raises:
         EngineUnavailable: the CPU has no instructions for what is wanted, or the graph would not be computed in it.
     """
-    has = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has = _capabilities()
     native = "bf16" if _CAPABILITIES["bf16"] in has else "fp32"
     if wanted == "auto":
         return native
@@ -39,6 +40,11 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
     if of_graph == native == "bf16" != wanted:
         raise other_precision("OpenVINO", "bf16 on this CPU", wanted)
     return wanted
+
+
+def _capabilities() -> list[str]:
+    """What the CPU has instructions for, which its name alone does not tell: a virtual machine may hide some."""
+    return list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def open_engines(
@@ -98,9 +104,7 @@ def _identity(graph: Path, properties: dict[str, str]) -> str:
     """Which files OpenVINO's are for; it looks itself whether they are for what the graph holds."""
     files = sorted(graph.parent.glob(f"{glob.escape(graph.name)}*"))
     sizes = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    core = ov.Core()
-    cpu = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    return repr((sizes, sorted(properties.items()), ov.__version__, cpu))
+    return repr((sizes, sorted(properties.items()), ov.__version__, machine_id(), _capabilities()))
 
 
 def _compile(graph: Path, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:

@@ -87,23 +87,29 @@ class FrameReader:
         return frame
 
     def _frames_from_key(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames of a run, from an earlier key frame if they come too late for the first one that is wanted.
-
-        In H.264 that is refreshed bit by bit (periodic intra refresh) a key frame is where that begins, and the decoder
-        shows nothing until so many reference frames later: with B-frames, a few key frames later.
-        """
-        frames = self._frames(run)
-        begin = next(frames, None)
-        earlier = np.flatnonzero(self._timeline.keys[: run.first])[::-1]
-        if self._codec.codec.name == "h264" and earlier.size:
-            for back in sorted({min(back, len(earlier)) for back in _KEYS_BACK}):
-                if begin is not None and begin[0] <= run.wanted[0]:
-                    break
-                frames = self._frames(replace(run, first=int(earlier[back - 1])))
-                begin = next(frames, None)
+        """The frames of a run, from an earlier key frame if they come too late for the first one that is wanted."""
+        frames: Iterator[tuple[int, VideoFrame]] = iter(())
+        begin: tuple[int, VideoFrame] | None = None
+        for each in self._from_key_to_key(run):
+            frames = self._frames(each)
+            begin = next(frames, None)
+            if begin is not None and begin[0] <= run.wanted[0]:
+                break
         if begin is not None:
             yield begin
         yield from frames
+
+    def _from_key_to_key(self, run: Run) -> Iterator[Run]:
+        """The run, and for H.264 those that begin further back.
+
+        Where pictures are refreshed bit by bit (periodic intra refresh) a key frame is where that begins, and the
+        decoder shows nothing until so many reference frames later: with B-frames, a few key frames later.
+        """
+        yield run
+        if self._codec.codec.name == "h264":
+            earlier = np.flatnonzero(self._timeline.keys[: run.first])[::-1]
+            for back in sorted({min(back, len(earlier)) for back in _KEYS_BACK} - {0}):
+                yield replace(run, first=int(earlier[back - 1]))
 
     def _frames(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
         """The frames of a run as they come out of the decoder, with the time that each is shown."""

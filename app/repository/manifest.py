@@ -6,7 +6,9 @@ reader wants to know of where the weights came from and how well the graph agree
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +133,12 @@ class Manifest(_Record):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError for what is no regular file: opening a FIFO waits for a writer, and a device may not end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
@@ -139,8 +147,7 @@ def read_manifest(path: Path) -> Manifest:
             wrong field, which the message names.
     """
     try:
-        if path.exists() and not path.is_file():  # to open a FIFO waits for a writer
-            raise PackageError(f"{path}: it is no regular file")
+        check_regular(path)
         document: Any = json.loads(path.read_text(encoding="utf-8"))
         # "\ud800", half a character, is JSON; as a key or a value it could never be written into an answer.
         json.dumps(document, ensure_ascii=False).encode()

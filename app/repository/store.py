@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import PackageError
-from app.repository.manifest import NAME, Manifest, read_manifest
+from app.repository.manifest import NAME, Manifest, check_regular, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -176,10 +174,9 @@ def sha256(path: Path) -> str:
     """Hex digest of a file, read in pieces.
 
     Raises:
-        OSError: it cannot be read, or is no regular file: opening a FIFO waits for a writer, and a device may not end.
+        OSError: it cannot be read, or is no regular file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

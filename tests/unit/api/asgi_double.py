@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, MutableMapping
+import itertools
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 Message = MutableMapping[str, Any]
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """A body in chunks that end at these places, wherever they come to lie."""
+    edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 class Channel:

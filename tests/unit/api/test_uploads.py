@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import itertools
 import json
 import mmap
 import time
 from collections.abc import Sequence
 
 import pytest
-from asgi_double import Channel
+from asgi_double import Channel, cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import open_descriptors
@@ -57,11 +56,6 @@ def multipart(*files: bytes, name: str = "file") -> bytes:
     return b"".join(parts) + b"--limit--\r\n"
 
 
-def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(edges)]
-
-
 # Bytes that look like the parser's own, so that cuts fall on half boundaries.
 _TRICKY = st.lists(
     st.sampled_from([b"\r\n", b"--", b"limit", b"\r\n--limi", b"-", b"\r", b"\n", b"a" * 50]), max_size=8
@@ -96,6 +90,17 @@ def test_a_raw_body_is_one_file() -> None:
     assert receive([b"ab"], "application/octet-stream") == [b"ab"]
     assert receive([b"ab"], "video/mp4", task="video") == [b"ab"]
     assert receive([b"ab"], "image/gif", task="video") == [b"ab"]
+
+
+@pytest.mark.parametrize("text", ['{"images":[' + "[]," * 2000 + "[]]}", "{" * 2000])
+def test_json_of_another_form_is_refused_before_it_is_whole(text: str) -> None:
+    channel = Channel([text.encode(), b"x" * 100], {"content-type": "application/json"})
+    body = Body(channel.scope["headers"], channel.receive, PACE)
+    uploads = Uploads(LIMITS)
+    with pytest.raises(MalformedRequest, match="the JSON body must be"):
+        asyncio.run(receive_files(body, envelope_of(body, "image", UploadLimits(9**9, 9**9, 4)), uploads, 9**9))
+    uploads.close()
+    assert channel.taken == 1
 
 
 def test_more_images_than_may_come_are_counted_for_the_caller() -> None:

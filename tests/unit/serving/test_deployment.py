@@ -49,6 +49,19 @@ class Mortal:
         self.inner.close()
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Mortal]:
+    """The engines that are made, in their order."""
+    engines: list[Mortal] = []
+
+    def create(*args: Any) -> Engine:
+        engines.append(Mortal(create_engine(*args)))
+        return engines[-1]
+
+    monkeypatch.setattr(selection, "create_engine", create)
+    return engines
+
+
 def lose_engine(registry: ModelRegistry, engine: Mortal) -> None:
     """Have the thread of the only model's engine die of a batch."""
     engine.fault = SystemExit()
@@ -105,20 +118,13 @@ def test_every_engine_is_closed_where_one_finds_no_thread_and_the_model_can_be_l
 
 
 def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_is_made(
-    make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Path], tmp_path: Path, made: list[Mortal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Mortal] = []
-
-    def create(*args: Any) -> Engine:
-        made.append(Mortal(create_engine(*args)))
-        return made[-1]
-
     def warm_up_worse(engine: Engine, curve: BatchCurve, sample: Sample) -> None:
         if len(made) == 2:
             raise EngineOutOfMemory("another process has it")
         warm_up(engine, curve, sample)
 
-    monkeypatch.setattr(selection, "create_engine", create)
     monkeypatch.setattr(deployment, "warm_up", warm_up_worse)
     make_package("model")
     watchful = SupervisionOptions(interval_s=0.002, first_pause_s=0.01)
@@ -135,15 +141,8 @@ def test_an_engine_that_cannot_be_warmed_up_after_a_loss_is_closed_and_another_i
 
 
 def test_a_model_whose_engine_waits_to_be_rebuilt_is_loaded_anew_though_its_package_has_not_changed(
-    make_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_package: Callable[..., Path], tmp_path: Path, made: list[Mortal]
 ) -> None:
-    made: list[Mortal] = []
-
-    def create(*args: Any) -> Engine:
-        made.append(Mortal(create_engine(*args)))
-        return made[-1]
-
-    monkeypatch.setattr(selection, "create_engine", create)
     make_package("model")
     options = ServingOptions(
         warmup_budget_s=0.05, supervision=SupervisionOptions(interval_s=0.002, first_pause_s=3600, longest_pause_s=3600)

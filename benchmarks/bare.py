@@ -21,7 +21,7 @@ import numpy as np
 from app.engines.base import Engine
 from app.engines.factory import EngineName, EngineOptions, EnginePrecision, engine_threads
 from app.repository.store import Package
-from app.serving.selection import load_engine, load_streams
+from app.serving.proven import load_engine, load_streams
 from benchmarks.contenders import MODEL, ROOT
 from benchmarks.packages import REPOSITORY, random_package
 from benchmarks.results import median_seconds

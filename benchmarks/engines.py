@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 from app.load.table import text_table
-from app.serving.selection import load_engine
+from app.serving.proven import load_engine
 from benchmarks.bare import engine_options, time_batch
 from benchmarks.contenders import ROOT
 from benchmarks.packages import random_package

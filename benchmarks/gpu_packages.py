@@ -15,7 +15,7 @@ from typing import Any, cast
 from app.engines.base import Engine
 from app.engines.factory import EngineName, EngineOptions
 from app.repository.store import Package, discover, latest, open_package
-from app.serving.selection import load_engine
+from app.serving.proven import load_engine
 from benchmarks.gpu_jobs import Job
 
 

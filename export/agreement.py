@@ -24,7 +24,7 @@ from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.spec import ImageSpec
 from app.repository.store import Package
-from app.serving.selection import load_engine
+from app.serving.proven import build_engine
 from export.errors import BuildRefused, ParityFailed
 from export.golden import render_row
 from export.hiera import Hiera
@@ -116,8 +116,13 @@ def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:
 
 
 def open_engine(package: Package, options: EngineOptions) -> Engine:
-    """The engine that a server with these settings tries first. Raises EngineUnavailable or PackageError."""
-    return load_engine(package, candidates(options)[0], options)
+    """The engine that a server with these settings tries first.
+
+    Raises:
+        EngineUnavailable: it cannot be had.
+        PackageError: it cannot load the graph, or disagrees with the golden sample.
+    """
+    return build_engine(package, candidates(options)[0], options)
 
 
 def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.uint8]], batch: int) -> Agreement:

@@ -106,6 +106,15 @@ class StagingEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class SharedEngine(Engine, Protocol):
+    """An engine that others can share the model of."""
+
+    def twin(self) -> SharedEngine:
+        """Another engine over the same model, for another thread; closed by itself. Their batches take turns."""
+        ...
+
+
 def other_precision(engine: str, computed_in: str, wanted: str) -> EngineUnavailable:
     """What an engine that computes in the graph's own precision says where another is wanted."""
     return EngineUnavailable(

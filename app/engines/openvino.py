@@ -146,6 +146,9 @@ class OpenVinoEngine:
                 raise EngineOutOfMemory(f"OpenVINO has no memory for {len(rows)} rows: {text}") from error
             raise EngineError(f"OpenVINO failed on {len(rows)} rows: {text}") from error
 
+    def twin(self) -> OpenVinoEngine:
+        return OpenVinoEngine(self._compiled, self.info, self.row_shape, self.classes, self.max_batch)
+
     def close(self) -> None:
         # Memory goes with the last reference; the request first, it refers to the compiled model.
         del self._request

@@ -19,7 +19,8 @@ from app.serving.instance import Instance
 from app.serving.measured import MeasuredStore
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver
-from app.serving.selection import Selected, build_engine, build_streams, prove, sample_of, select_engine
+from app.serving.proven import build_engine, build_streams, prove, sample_of
+from app.serving.selection import Selected, select_engine
 from app.serving.supervisor import InstanceKeeper, SupervisionOptions
 
 logger = logging.getLogger(__name__)

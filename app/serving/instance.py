@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from app.engines.base import Engine
+from app.engines.close_calls import CloseCalls
 from app.errors import EngineError, EngineOutOfMemory, HieraError
 from app.serving.batcher import Batcher
 from app.serving.company import Company
@@ -173,6 +174,8 @@ class Instance:
         self._source.finish(batch.slices, probabilities, began=began, batch_rows=rows)
         self._learn(engine, rows, ended - began)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
+        if isinstance(engine, CloseCalls) and engine.again:
+            self._observer.close_calls(self._model, engine.again)
         return rows
 
     def _learn(self, engine: Engine, rows: int, seconds: float) -> None:

@@ -54,6 +54,10 @@ class ServingObserver(Protocol):
         requests of `origins`; one that has several files in it is named several times."""
         ...
 
+    def close_calls(self, model: str, rows: int) -> None:
+        """So many rows of a batch were run again in fp32."""
+        ...
+
 
 class SilentObserver:
     """Drops everything: the command line and most tests need no metrics."""
@@ -92,4 +96,7 @@ class SilentObserver:
         return None
 
     def batch_ran(self, model: str, rows: int, began: float, ended: float, origins: Sequence[object]) -> None:
+        pass
+
+    def close_calls(self, model: str, rows: int) -> None:
         pass

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from app.engines.base import Engine, Graph
+from app.engines.base import Engine
+from app.engines.close_calls import first_look
 from app.engines.cpus import machine_id
-from app.engines.factory import (
-    EngineOptions,
-    can_stream,
-    candidates,
-    create_engine,
-    create_streams,
-    engine_identity,
-    engine_threads,
-)
+from app.engines.factory import EngineOptions, can_stream, candidates, engine_identity, engine_threads
 from app.errors import EngineError, EngineUnavailable, HieraError, PackageError
 from app.repository.store import GRAPH, Package
-from app.serving.curve import WORTHWHILE_GAIN, BatchCurve, GreyRows, Sample, measure_curve, time_one_row, warm_up
-from app.serving.golden import GoldenSample, check_golden
+from app.serving.curve import WORTHWHILE_GAIN, BatchCurve, measure_curve, time_one_row, warm_up
 from app.serving.measured import Measured, MeasuredStore
 from app.serving.model import EngineChoice, EngineTrial
+from app.serving.proven import build_proven, build_streams, close_all, sample_of, side_by_side
 from app.serving.quiet import Quiet
 
 logger = logging.getLogger(__name__)
@@ -52,80 +43,6 @@ class Selected:
     golden: str
     curve: BatchCurve
     choice: EngineChoice
-
-
-def load_engine(package: Package, name: str, options: EngineOptions) -> Engine:
-    """Load a package into one engine, proven by nothing yet. Raises EngineUnavailable or PackageError."""
-    return create_engine(name, _graph(package), options)
-
-
-def load_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
-    """The same for engines that share a model and the cores (`create_streams`)."""
-    return create_streams(name, _graph(package), options, count)
-
-
-def _graph(package: Package) -> Graph:
-    manifest = package.manifest
-    return Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision)
-
-
-def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:
-    """Load a package into one engine, proven by its golden sample.
-
-    Raises:
-        EngineUnavailable: the engine cannot be had here.
-        PackageError: the engine cannot load the graph, or disagrees with the reference.
-        EngineError: it failed on the golden rows.
-    """
-    return _build_proven(package, name, options)[0]
-
-
-def _build_proven(package: Package, name: str, options: EngineOptions) -> tuple[Engine, str]:
-    """An engine, and in words how well it agrees with the reference."""
-    engine = load_engine(package, name, options)
-    try:
-        return engine, prove(engine, package)
-    except BaseException:
-        engine.close()
-        raise
-
-
-def prove(engine: Engine, package: Package) -> str:
-    """Check an engine with the golden sample; a no-op engine has nothing to prove.
-
-    Returns:
-        How close it came, in words.
-
-    Raises:
-        PackageError, EngineError: it is out of tolerance, or failed.
-    """
-    if engine.info.name == "noop":
-        return "not checked: no model is run"
-    report = check_golden(engine, package.golden, package.manifest.precision)
-    return (
-        f"passed the golden check: probabilities within {report.max_abs_probability:.2g}, "
-        f"log-probabilities within {report.max_log_ratio:.2g} of their spread"
-    )
-
-
-def sample_of(package: Package, engine: Engine) -> Sample:
-    """What an engine is measured and warmed up on: the golden rows, or any for a no-op engine, which runs no model."""
-    return GreyRows() if engine.info.name == "noop" else GoldenSample(package.golden, package.manifest.precision)
-
-
-def build_streams(package: Package, name: str, options: EngineOptions, count: int) -> list[Engine]:
-    """Load a package into engines that share a model and the cores, each proven.
-
-    Raises:
-        EngineUnavailable, PackageError, EngineError: as `build_engine`.
-    """
-    streams = load_streams(package, name, options, count)
-    try:
-        _side_by_side(lambda stream: prove(stream, package), streams)
-    except BaseException:
-        _close(streams)
-        raise
-    return streams
 
 
 def select_engine(
@@ -156,11 +73,11 @@ def select_engine(
             seconds = _race(passed, package) if len(passed) > 1 else {}
             best, curve = _measure_fastest(package, passed, seconds, details, budget_s)
     except BaseException:
-        _close(passed.values())
+        close_all(passed.values())
         raise
     engine = passed.pop(best)
-    _close(passed.values())
-    shared, curve = _find_streams(package, best, options, curve, streams, budget_s)
+    close_all(passed.values())
+    shared, curve = _find_streams(package, best, options, engine, curve, streams, budget_s)
     trials = tuple(EngineTrial(name, seconds.get(name), details[name]) for name in names)
     store.write(key, Measured(best, trials, len(shared), curve))
     return Selected(engine, shared, details[best], curve, _choice(best, trials, options, before=False))
@@ -177,7 +94,7 @@ def _measure_fastest(
         name = min(passed, key=lambda each: seconds.get(each, 0.0))
         try:
             engine = passed[name]
-            return name, measure_curve([engine], budget_s=budget_s, sample=sample_of(package, engine))
+            return name, measure_curve([first_look(engine)], budget_s=budget_s, sample=sample_of(package, engine))
         except PackageError as error:
             logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
             details[name] = str(error)
@@ -188,7 +105,13 @@ def _measure_fastest(
 
 
 def _find_streams(
-    package: Package, name: str, options: EngineOptions, whole: BatchCurve, wanted: int, budget_s: float
+    package: Package,
+    name: str,
+    options: EngineOptions,
+    engine: Engine,
+    whole: BatchCurve,
+    wanted: int,
+    budget_s: float,
 ) -> tuple[list[Engine], BatchCurve]:
     """The streams that do most together, and the curve of one; none, and `whole`, where they do less than the whole.
 
@@ -200,20 +123,24 @@ def _find_streams(
     for count in _stream_counts(name, options, wanted):
         try:
             with _quiet.busy():
-                streams = build_streams(package, name, options, count)
+                streams = build_streams(package, name, options, count, beside=engine)
             try:
                 with _quiet.measuring():
-                    measured = measure_curve(streams, budget_s=budget_s, sample=sample_of(package, streams[0]))
+                    measured = measure_curve(
+                        [first_look(stream) for stream in streams],
+                        budget_s=budget_s,
+                        sample=sample_of(package, streams[0]),
+                    )
             except BaseException:
-                _close(streams)
+                close_all(streams)
                 raise
         except HieraError as error:
             logger.warning("%s: %d streams are not used: %s", package.manifest.name, count, error)
             break
         if not wanted and count * measured.rows_per_s < rate * (1 + WORTHWHILE_GAIN if best else 1):
-            _close(streams)
+            close_all(streams)
             break
-        _close(best)
+        close_all(best)
         best, curve, rate = streams, measured, count * measured.rows_per_s
     return best, curve
 
@@ -224,41 +151,28 @@ def _stream_counts(name: str, options: EngineOptions, wanted: int) -> list[int]:
     return [wanted] if wanted else [2**power for power in range(1, engine_threads(options).bit_length())]
 
 
-def _side_by_side(work: Callable[[Engine], object], streams: Sequence[Engine]) -> None:
-    """Do `work` with all streams at once, each of which has cores of its own; raises what the first to fail raised."""
-    if streams:
-        with ThreadPoolExecutor(len(streams)) as pool:
-            for done in [pool.submit(work, stream) for stream in streams]:
-                done.result()
-
-
-def _close(engines: Iterable[Engine]) -> None:
-    for engine in engines:
-        engine.close()
-
-
 def _as_before(package: Package, kept: Measured, options: EngineOptions) -> Selected | None:
     """The engine and the curve of an earlier start; None when either can no longer be trusted."""
     name = package.manifest.name
     engines: list[Engine] = []
     try:
         with _quiet.busy():
-            engine, golden = _build_proven(package, kept.engine, options)
+            engine, golden = build_proven(package, kept.engine, options)
             engines.append(engine)
             if kept.streams:
-                engines += build_streams(package, kept.engine, options, kept.streams)
+                engines += build_streams(package, kept.engine, options, kept.streams, beside=engine)
             streams = engines[1:]
             sample = sample_of(package, engine)
             warm_up(engine, kept.curve, sample)
-            _side_by_side(lambda stream: warm_up(stream, kept.curve, sample), streams)
-        disturbed = time_one_row(streams or engines) < kept.curve.seconds[0] * _DISTURBED
+            side_by_side(lambda stream: warm_up(stream, kept.curve, sample), streams)
+        disturbed = time_one_row([first_look(each) for each in streams or engines]) < kept.curve.seconds[0] * _DISTURBED
     except HieraError as error:
         logger.warning("%s: %s no longer works, choosing again (%s)", name, kept.engine, error)
-        _close(engines)
+        close_all(engines)
         return None
     if disturbed:
         logger.info("%s: something disturbed the measurement of an earlier start, measuring again", name)
-        _close(engines)
+        close_all(engines)
         return None
     return Selected(engine, streams, golden, kept.curve, _choice(kept.engine, kept.trials, options, before=True))
 
@@ -275,7 +189,7 @@ def _build_all(package: Package, names: list[str], options: EngineOptions) -> tu
     refused = False
     for name in names:
         try:
-            passed[name], details[name] = _build_proven(package, name, options)
+            passed[name], details[name] = build_proven(package, name, options)
         except (EngineUnavailable, PackageError, EngineError) as error:
             logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
             details[name] = str(error)
@@ -295,7 +209,7 @@ def _race(engines: dict[str, Engine], package: Package) -> dict[str, float]:
             break
         for name, engine in engines.items():
             begin = time.perf_counter()
-            engine.run(row)
+            first_look(engine).run(row)
             fastest[name] = min(fastest[name], time.perf_counter() - begin)
     return fastest
 

@@ -74,6 +74,12 @@ class Metrics:
             "hiera_in_flight_bytes", "Bytes of uploads and rows that are admitted and not answered.", registry=registry
         )
         self._rows = Counter("hiera_rows_total", "Rows classified.", ("model",), registry=registry)
+        self._close_calls = Counter(
+            "hiera_close_calls_total",
+            "Rows run again in fp32, as bf16 could hardly tell their two likeliest classes apart.",
+            ("model",),
+            registry=registry,
+        )
         self._rejected = Counter(
             "hiera_rejected_total", "Requests refused by admission.", ("model", "reason"), registry=registry
         )
@@ -140,6 +146,7 @@ class Metrics:
             self._stage_duration.labels(model, stage)
         self._batch_rows.labels(model)
         self._rows.labels(model)
+        self._close_calls.labels(model)
 
     def expect_models(self, models: Iterable[tuple[str, str]]) -> None:
         """Create every series of `models`, pairs of task and name, at zero. Known ones keep their values."""
@@ -211,6 +218,9 @@ class Metrics:
         """Counted; when and for whom it ran is for traces."""
         self._batch_rows_of(model).observe(rows)
         self._rows_of(model).inc(rows)
+
+    def close_calls(self, model: str, rows: int) -> None:
+        self._close_calls.labels(model).inc(rows)
 
     # What the media pool reports.
 

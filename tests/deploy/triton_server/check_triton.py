@@ -26,7 +26,7 @@ from own_server import classify_row, own_server
 
 from app.engines.factory import EngineOptions
 from app.repository.store import Package, discover, latest, open_package
-from app.serving.selection import load_engine
+from app.serving.proven import load_engine
 
 HERE = Path(__file__).parent
 TRITON = Path(pytriton.__file__).parent / "tritonserver"

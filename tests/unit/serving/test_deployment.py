@@ -17,7 +17,7 @@ from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine, create_streams
 from app.errors import ChangeRefused, EngineError, EngineOutOfMemory
 from app.repository.store import discover, open_package
-from app.serving import deployment, selection
+from app.serving import deployment, proven
 from app.serving.curve import BatchCurve, Sample, warm_up
 from app.serving.deployment import Deployment, ServingOptions
 from app.serving.measured import MeasuredStore
@@ -58,7 +58,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Mortal]:
         engines.append(Mortal(create_engine(*args)))
         return engines[-1]
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     return engines
 
 
@@ -102,8 +102,8 @@ def test_every_engine_is_closed_where_one_finds_no_thread_and_the_model_can_be_l
                 raise RuntimeError("can't start new thread")
         start_thread(thread)
 
-    monkeypatch.setattr(selection, "create_engine", create)
-    monkeypatch.setattr(selection, "create_streams", create_side_by_side)
+    monkeypatch.setattr(proven, "create_engine", create)
+    monkeypatch.setattr(proven, "create_streams", create_side_by_side)
     monkeypatch.setattr(threading.Thread, "start", start)
     make_package("model")
     options = EngineOptions(engine, threads=2, max_batch=2)  # type: ignore[arg-type] # one of its words

@@ -19,7 +19,7 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 from app.engines.base import Engine
 from app.engines.factory import create_engine
 from app.errors import ChangeRefused, Unavailable, UnknownModel
-from app.serving import selection
+from app.serving import proven
 
 
 def test_a_new_version_takes_over_and_the_old_one_finishes_what_it_holds(
@@ -131,7 +131,7 @@ def test_the_server_stays_ready_while_a_further_model_is_loaded(
         gate([])
         return create_engine(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     make_package("second")
     loading = threading.Thread(target=registry.load, args=("second",))
     loading.start()
@@ -220,7 +220,7 @@ def test_what_was_replaced_or_unloaded_gives_its_memory_back_without_the_garbage
         remains.append(weakref.ref(engine))
         return engine
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     make_package("model", 1)
     registry = make_registry()
     registry.load_all()

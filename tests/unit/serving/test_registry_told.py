@@ -16,7 +16,7 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 from app.engines.base import Engine
 from app.engines.factory import create_engine
 from app.errors import ChangeRefused, Unavailable
-from app.serving import selection
+from app.serving import proven
 from app.serving.observer import SilentObserver
 from app.telemetry.metrics import Metrics
 
@@ -102,7 +102,7 @@ def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
         return engine
 
     serving = threading.Event()
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     metrics = Metrics()
     make_package("model", 1)
     registry = make_registry(observer=metrics)
@@ -156,7 +156,7 @@ def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
 
     rebuilding = Gate()
     make_package("model")
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     registry = make_registry(options=WATCHFUL, observer=Watcher())
     registry.load_all()
     assert answer(registry) >= 0

@@ -15,7 +15,7 @@ from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
 from app.errors import PackageError
 from app.repository.store import Package, discover, open_package
-from app.serving import selection
+from app.serving import proven, selection
 from app.serving.measured import MeasuredStore
 from app.serving.selection import Selected, select_engine
 
@@ -81,7 +81,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Built:
         made.append((name, engine))
         return engine
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     return made
 
 
@@ -112,7 +112,7 @@ def test_a_fast_engine_that_disagrees_with_the_golden_sample_is_not_taken(
         inner = create_engine(name, *args)  # type: ignore[arg-type]
         return Wrong(inner, 0.0) if name == "onnxruntime" else Slowed(inner, 0.005)
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     selected = choose(package)
     assert selected.choice.engine == "openvino"
     assert selected.choice.reason == "the only engine here that passes the golden check"
@@ -132,7 +132,7 @@ def test_an_engine_that_is_wrong_at_one_batch_size_is_not_taken(
         made[name] = WrongInPairs(inner, 0.0) if name == "onnxruntime" else Slowed(inner, 0.005)
         return made[name]
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     assert len(package.golden.rows) not in (1, 2), "or the golden check itself would see it"
     selected = choose(package)
     assert selected.choice.engine == "openvino"
@@ -153,7 +153,7 @@ def test_one_engine_alone_that_is_wrong_at_one_batch_size_has_its_package_refuse
         made.append(WrongInPairs(create_engine(name, *args), 0.0))  # type: ignore[arg-type]
         return made[-1]
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     with pytest.raises(PackageError, match="in a batch of 2, onnxruntime"):
         choose(package, EngineOptions("onnxruntime", threads=1, max_batch=4))
     assert [each.closed for each in made] == [True]
@@ -251,7 +251,7 @@ def test_a_kept_engine_that_no_longer_passes_is_chosen_anew(
         inner = create_engine(name, *args)  # type: ignore[arg-type]
         return Wrong(inner, 0.0) if name == "onnxruntime" else inner
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     selected = choose(package, folder=tmp_path)
     assert selected.choice.engine == "openvino"
     selected.engine.close()
@@ -273,7 +273,7 @@ def test_a_kept_engine_that_is_wrong_at_one_batch_size_is_chosen_anew(
         made.append(Slowed(engine, 0.0) if made else WrongInPairs(engine, 0.0))
         return made[-1]
 
-    monkeypatch.setattr(selection, "create_engine", create)
+    monkeypatch.setattr(proven, "create_engine", create)
     selected = choose(package, folder=tmp_path / "kept")
     selected.engine.close()
     assert "earlier start" not in selected.choice.reason

@@ -13,10 +13,11 @@ from app.engines.base import Engine, Probabilities
 from app.engines.factory import EngineOptions
 from app.errors import PackageError
 from app.repository.store import Package, discover, open_package
-from app.serving import selection
+from app.serving import proven, selection
 from app.serving.curve import GreyRows
 from app.serving.measured import MeasuredStore
-from app.serving.selection import build_streams, select_engine
+from app.serving.proven import build_streams
+from app.serving.selection import select_engine
 
 MakePackage = Callable[..., Path]
 
@@ -49,9 +50,9 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Steer:
             tried.append(count)
             return [Steered(seconds[count]) for _ in range(count)]
 
-        monkeypatch.setattr(selection, "create_engine", lambda *args: Steered(seconds[1]))
-        monkeypatch.setattr(selection, "create_streams", create_many)
-        monkeypatch.setattr(selection, "prove", lambda engine, package: "passed")
+        monkeypatch.setattr(proven, "create_engine", lambda *args: Steered(seconds[1]))
+        monkeypatch.setattr(proven, "create_streams", create_many)
+        monkeypatch.setattr(proven, "prove", lambda engine, package: None)
         monkeypatch.setattr(selection, "sample_of", lambda package, engine: GreyRows())
         return tried
 
@@ -97,7 +98,7 @@ def test_streams_that_cannot_be_built_leave_the_engine_alone(
     def fail(*args: object) -> list[Engine]:
         raise PackageError("no memory")
 
-    monkeypatch.setattr(selection, "create_streams", fail)
+    monkeypatch.setattr(proven, "create_streams", fail)
     selected = select_engine(package, STREAMING, MeasuredStore(None), budget_s=1, streams=0)
     assert selected.streams == []
 
@@ -118,7 +119,7 @@ def doubt_streams(monkeypatch: pytest.MonkeyPatch) -> list[Steered]:
         made.extend(new)
         return new
 
-    monkeypatch.setattr(selection, "create_streams", create_many)
+    monkeypatch.setattr(proven, "create_streams", create_many)
     monkeypatch.setattr(selection, "sample_of", lambda package, engine: Doubts())
     return made
 
@@ -149,13 +150,12 @@ def test_a_stream_that_fails_the_golden_check_takes_the_others_with_it(
 ) -> None:
     made = [Steered(0.0) for _ in range(3)]
 
-    def prove(engine: Engine, package: Package) -> str:
+    def prove(engine: Engine, package: Package) -> None:
         if engine is made[1]:
             raise PackageError("disagrees with the reference")
-        return "passed"
 
-    monkeypatch.setattr(selection, "create_streams", lambda *args: made)
-    monkeypatch.setattr(selection, "prove", prove)
+    monkeypatch.setattr(proven, "create_streams", lambda *args: made)
+    monkeypatch.setattr(proven, "prove", prove)
     with pytest.raises(PackageError, match="disagrees"):
         build_streams(package, "openvino", STREAMING, 3)
     assert [each.closed.is_set() for each in made] == [True] * 3

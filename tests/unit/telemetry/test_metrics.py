@@ -17,6 +17,7 @@ CONTRACT = {
     "hiera_in_flight_rows": set(),
     "hiera_in_flight_bytes": set(),
     "hiera_rows_total": {"model"},
+    "hiera_close_calls_total": {"model"},
     "hiera_rejected_total": {"model", "reason"},
     "hiera_cancelled_total": {"model", "stage"},
     "hiera_media_workers": {"state"},
@@ -66,6 +67,7 @@ def test_what_is_reported_arrives_in_its_series() -> None:
     metrics.request("image", "m", 200, 0.02)
     metrics.stage_duration("m", "decode", 0.004)
     metrics.batch_ran("m", 6, 0.0, 1.0, [])
+    metrics.close_calls("m", 2)
     metrics.queue_rows("m", 3)
     metrics.in_flight(5, 700)
     metrics.rejected("m", "deadline")
@@ -86,6 +88,7 @@ def test_what_is_reported_arrives_in_its_series() -> None:
         "hiera_in_flight_rows": 5,
         "hiera_in_flight_bytes": 700,
         'hiera_rows_total{model="m"}': 6,
+        'hiera_close_calls_total{model="m"}': 2,
         'hiera_rejected_total{model="m",reason="deadline"}': 1,
         'hiera_cancelled_total{model="m",stage="queue"}': 1,
         'hiera_media_workers{state="idle"}': 2,

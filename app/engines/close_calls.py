@@ -1,0 +1,81 @@
+"""A quick engine whose close calls an exact one decides.
+
+bf16 has 8 bits. Where the two likeliest classes of a row are closer than its rounding can turn around, it may name the
+other one; such rows are few, and running those alone a second time in fp32 costs little beside running all in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engines.base import Engine, Probabilities, Rows, SharedEngine
+
+
+class CloseCalls:
+    """An engine that names the class which its exact engine would name, at little more than the quick one's cost.
+
+    A row that is run again is answered by the exact engine as a whole, with all its probabilities.
+
+    Args:
+        quick: runs every row. Owned, as `exact` is.
+        exact: runs the rows that are close calls, one by one: on a CPU a batch gains little, and some engines prepare
+            each batch size anew.
+        margin: a row is a close call where its two likeliest classes' log-probabilities differ by less.
+
+    Attributes:
+        info: the quick engine's, and in `detail` what happens to close calls.
+        again: how many rows of the last batch were run again.
+    """
+
+    def __init__(self, quick: Engine, exact: SharedEngine, margin: float) -> None:
+        self.quick = quick
+        self.exact = exact
+        self.margin = margin
+        again = f"close calls (log-probabilities within {margin:.2g}) again in {exact.info.precision}"
+        self.info = replace(quick.info, detail=f"{quick.info.detail}; {again}")
+        self.row_shape = quick.row_shape
+        self.classes = quick.classes
+        self.max_batch = quick.max_batch
+        self.again = 0
+
+    def beside(self, quick: Engine) -> CloseCalls:
+        """The same for another quick engine of the model. The two share the exact one's weights, and take turns."""
+        return CloseCalls(quick, self.exact.twin(), self.margin)
+
+    def empty_rows(self, n: int) -> Rows:
+        return self.quick.empty_rows(n)
+
+    def run(self, rows: Rows) -> Probabilities:
+        self.again = 0
+        probabilities = self.quick.run(rows)
+        close = np.flatnonzero(lead(probabilities) < self.margin)
+        for at in close:
+            probabilities[at] = self.exact.run(rows[at : at + 1])[0]
+        self.again = len(close)
+        return probabilities
+
+    def close(self) -> None:
+        self.quick.close()
+        self.exact.close()
+
+
+def first_look(engine: Engine) -> Engine:
+    """What runs every row of an engine's batches, whose cost depends on the number of rows alone."""
+    return engine.quick if isinstance(engine, CloseCalls) else engine
+
+
+def lead(probabilities: Probabilities) -> NDArray[np.float64]:
+    """By how much the log-probability of each row's likeliest class exceeds the next one's: float64 [n].
+
+    Infinite where there is no second class, or none with a probability above zero.
+    """
+    if probabilities.shape[1] < 2:
+        return np.full(len(probabilities), np.inf)
+    best = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(best)
+        leads: NDArray[np.float64] = logs[:, 1] - logs[:, 0]
+    return leads

@@ -6,6 +6,7 @@ other one; such rows are few, and running those alone a second time in fp32 cost
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +52,7 @@ class CloseCalls:
     def run(self, rows: Rows) -> Probabilities:
         self.again = 0
         probabilities = self.quick.run(rows)
-        close = np.flatnonzero(lead(probabilities) < self.margin)
+        close = close_rows(probabilities, self.margin)
         for at in close:
             probabilities[at] = self.exact.run(rows[at : at + 1])[0]
         self.again = len(close)
@@ -67,15 +68,10 @@ def first_look(engine: Engine) -> Engine:
     return engine.quick if isinstance(engine, CloseCalls) else engine
 
 
-def lead(probabilities: Probabilities) -> NDArray[np.float64]:
-    """By how much the log-probability of each row's likeliest class exceeds the next one's: float64 [n].
-
-    Infinite where there is no second class, or none with a probability above zero.
-    """
+def close_rows(probabilities: Probabilities, margin: float) -> NDArray[np.intp]:
+    """Which rows of float32 [n, classes] are close calls: their two likeliest classes' log-probabilities differ by less
+    than `margin`. What is no number is none."""
     if probabilities.shape[1] < 2:
-        return np.full(len(probabilities), np.inf)
-    best = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(best)
-        leads: NDArray[np.float64] = logs[:, 1] - logs[:, 0]
-    return leads
+        return np.empty(0, np.intp)
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return np.flatnonzero(first < second * math.exp(margin))

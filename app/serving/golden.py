@@ -46,10 +46,10 @@ TOLERANCES: dict[str, Tolerance] = {
     "bf16": Tolerance(probability=0.08, log_ratio=0.10),
 }
 
-# bf16 on OpenVINO moved the two likeliest classes' log-probabilities by at most 0.09 against each other over 10,000
-# photos and 0.15 over 200 clips, in trained packages, and by 0.25 and 0.43 with random weights, where golden rows
-# deviate by 0.05 and 0.07; it named another class where it saw them 0.05 apart at most, 0.13 with random weights.
-_LEAST_MARGIN = 0.2
+# bf16 on OpenVINO moved the two likeliest classes' log-probabilities against each other by at most 0.09 over 10,000
+# photos and 0.29 over 4,000 rendered clips, in the trained packages, where golden rows deviate by 0.01; with random
+# weights by 0.25 and 0.43, where those deviate by 0.05 and 0.07.
+_LEAST_MARGIN = 0.3
 _DEVIATIONS = 6
 
 

@@ -167,9 +167,12 @@ ROWS = (
         (
             Panel(
                 "Rows classified",
-                (Query(_per_second("hiera_rows_total", MODEL, "model"), "{{model}}"),),
+                (
+                    Query(_per_second("hiera_rows_total", MODEL, "model"), "{{model}}"),
+                    Query(_per_second("hiera_close_calls_total", MODEL, "model"), "{{model}} again in fp32"),
+                ),
                 "rps",
-                "A row is an image or one view of a video.",
+                "A row is an image or one view of a video. Close calls of bf16 are decided in fp32.",
             ),
             Panel(
                 "Rows in a batch",

@@ -39,7 +39,7 @@ def test_every_series_of_the_contract_is_there_from_the_start(start_server, colo
         expected += [key("hiera_request_duration_seconds_count", task=task, model=model)]
         expected += [key("hiera_stage_duration_seconds_count", model=model, stage=stage) for stage in STAGES]
         expected += [key("hiera_batch_rows_count", model=model), key("hiera_queue_rows", model=model)]
-        expected += [key("hiera_rows_total", model=model)]
+        expected += [key("hiera_rows_total", model=model), key("hiera_close_calls_total", model=model)]
         expected += [key("hiera_rejected_total", model=model, reason=reason) for reason in REJECTION_REASONS]
         expected += [key("hiera_cancelled_total", model=model, stage=stage) for stage in STAGES]
         assert {each: series[each] for each in expected} == dict.fromkeys(expected, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.engines.base import EngineInfo, Probabilities, Rows
-from app.engines.close_calls import CloseCalls, first_look, lead
+from app.engines.close_calls import CloseCalls, close_rows, first_look
 from app.errors import EngineError
 
 MARGIN = 0.2
@@ -120,23 +120,26 @@ def test_one_beside_it_shares_the_exact_model_and_each_closes_its_own(quick: Spo
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "expected"),
+    ("probabilities", "close"),
     [
-        ([0.5, 0.25, 0.25], math.log(2)),
-        ([0.25, 0.25, 0.5], math.log(2)),
-        ([0.4, 0.4, 0.2], 0.0),
-        ([1.0, 0.0, 0.0], math.inf),
-        ([1.0], math.inf),
+        ([0.5, 0.411, 0.089], True),  # 0.196 apart
+        ([0.5, 0.408, 0.092], False),  # 0.203
+        ([0.089, 0.5, 0.411], True),
+        ([0.4, 0.4, 0.2], True),
+        ([1.0, 0.0, 0.0], False),
+        ([0.0, 0.0, 0.0], False),
+        ([1.0], False),
     ],
 )
-def test_the_lead_is_that_of_the_best_over_the_next_in_log_probability(
-    probabilities: list[float], expected: float
+def test_a_call_is_close_where_the_two_likeliest_classes_are_within_the_margin(
+    probabilities: list[float], close: bool
 ) -> None:
-    assert lead(np.array([probabilities], np.float32)) == pytest.approx([expected], abs=1e-6)
+    rows = np.array([[1.0, *[0.0] * (len(probabilities) - 1)], probabilities], np.float32)
+    assert close_rows(rows, MARGIN).tolist() == ([1] if close else [])
 
 
 def test_what_is_no_number_is_left_for_others_to_notice(quick: Spoken, exact: Spoken) -> None:
-    quick.answers = {1: [math.nan] * 3, 2: [0.0, 0.0, 0.0], 3: [-0.1, 0.6, 0.5]}
+    quick.answers = {1: [math.nan] * 3, 2: [0.0, 0.0, 0.0]}
     with np.errstate(all="raise"):
         answers = CloseCalls(quick, exact, MARGIN).run(rows_of(1, 2))
     assert np.isnan(answers[0]).all()

@@ -23,8 +23,8 @@ class EngineOptions:
 
     Attributes:
         name: an engine, or "auto" for the fastest that passes the golden check.
-        precision: what to compute in; "auto" is the fastest that the device is made for. Where that is bf16 on a CPU, and
-            the package holds more, close calls are decided in fp32 (`app.serving.proven`).
+        precision: what to compute in; "auto" is the fastest that the device is made for. Where a CPU lowers a package
+            to bf16 so, `app.serving.proven` has close calls decided in fp32.
         threads: CPU threads of one engine; 0 means the cores that are really available, control group quotas included.
         device: "auto", "cpu", "cuda", "cuda:N", or several GPUs as "cuda:0,cuda:1", of which `placements` makes one
             each; "auto" is the first GPU for the engines that can use it.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,8 @@ from app.engines.plans import file_sha256
 
 _log = logging.getLogger("hiera.engines")
 _DIGESTS = "digests.json"
+# What nobody has loaded for so long is of a version that is gone.
+_UNUSED_S = 30 * 86400
 _Compiled = TypeVar("_Compiled")
 
 
@@ -38,7 +42,8 @@ def keep_compiled(root: Path, identity: str, compile_in: Callable[[Path | None],
 
     Libraries write such files in place and map them, and servers share the folder: what one of them maps, the start of
     another must not cut short, and what a disk has damaged must not be served. So they are written into a folder that
-    nobody else reads, appear all at once with their digests, and are not used once they differ from these.
+    nobody else reads, appear all at once with their digests, and are not used once they differ from these. What has not
+    been used for 30 days goes when something new comes.
 
     Args:
         root: holds a folder for each identity; made if need be.
@@ -51,6 +56,8 @@ def keep_compiled(root: Path, identity: str, compile_in: Callable[[Path | None],
     """
     kept = root / hashlib.sha256(identity.encode()).hexdigest()[:24]
     if _is_intact(kept):
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            (kept / _DIGESTS).touch()
         return compile_in(kept)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -80,8 +87,17 @@ def _keep(unfinished: Path, kept: Path) -> None:
         (unfinished / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
         shutil.rmtree(kept, ignore_errors=True)  # who has mapped the old files has them still
         unfinished.rename(kept)
+        _drop_unused(kept.parent)
     except OSError as error:
         _log.warning("a compiled model is not kept for the next start (%s)", error)
+
+
+def _drop_unused(root: Path) -> None:
+    """Locks stay: who waits for one that is gone would not see who takes its successor."""
+    for digests in root.glob(f"*/{_DIGESTS}"):
+        with contextlib.suppress(FileNotFoundError):  # another process drops it
+            if time.time() - digests.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(digests.parent, ignore_errors=True)
 
 
 def _is_intact(kept: Path) -> bool:

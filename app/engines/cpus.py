@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -22,19 +23,23 @@ def available_cpus(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgro
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def machine_id() -> str:
-    """What a measured batch cost is valid for: the CPU's name and the cores that may be used."""
-    return f"{_cpu_name()} x{available_cpus()} {platform.machine()}"
+def machine_id(proc: Path = Path("/proc")) -> str:
+    """What a measured batch cost is valid for: the CPU's name, its instructions, and the cores that may be used.
+
+    The name does not tell the instructions, of which a virtual machine may hide some.
+    """
+    name, instructions = _cpu(proc)
+    digest = hashlib.sha256(instructions.encode()).hexdigest()[:8]
+    return f"{name} x{available_cpus()} {platform.machine()} {digest}"
 
 
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor()
+def _cpu(proc: Path) -> tuple[str, str]:
+    """The first core's name and its instructions, as Linux lists them for x86 ("flags") and Arm ("Features")."""
+    fields: dict[str, str] = {}
+    for line in (_read(proc / "cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields.get("model name") or platform.processor(), fields.get("flags") or fields.get("Features", "")
 
 
 def _quota(proc: Path, cgroup: Path) -> float | None:

@@ -43,7 +43,7 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
 
 
 def _capabilities() -> list[str]:
-    """What the CPU has instructions for, which its name alone does not tell: a virtual machine may hide some."""
+    """What the CPU has instructions for."""
     return list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
@@ -104,7 +104,7 @@ def _identity(graph: Path, properties: dict[str, str]) -> str:
     """Which files OpenVINO's are for; it looks itself whether they are for what the graph holds."""
     files = sorted(graph.parent.glob(f"{glob.escape(graph.name)}*"))
     sizes = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return repr((sizes, sorted(properties.items()), ov.__version__, machine_id(), _capabilities()))
+    return repr((sizes, sorted(properties.items()), ov.__version__, machine_id()))
 
 
 def _compile(graph: Path, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:

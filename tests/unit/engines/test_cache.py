@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import mmap
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,32 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
         assert keep_compiled(tmp_path / "file", "one", library) == b"compiled"
     assert library.folders == [None]
     assert "not kept" in caplog.text
+
+
+def test_what_was_not_used_for_a_month_goes_when_something_new_comes(tmp_path: Path, library: Library) -> None:
+    keep_compiled(tmp_path, "old", library)
+    keep_compiled(tmp_path, "used again", library)
+    long_ago = time.time() - 31 * 86400
+    for digests in tmp_path.glob("*/digests.json"):
+        os.utime(digests, (long_ago, long_ago))
+    keep_compiled(tmp_path, "used again", library)
+    assert len(list(tmp_path.glob("*/blob"))) == 2
+    keep_compiled(tmp_path, "new", library)
+    assert len(list(tmp_path.glob("*/blob"))) == 2
+    keep_compiled(tmp_path, "used again", library)
+    assert library.compiled == 3
+    keep_compiled(tmp_path, "old", library)
+    assert library.compiled == 4
+
+
+def test_a_cache_that_may_only_be_read_is_read(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_compiled(tmp_path, "graph", library)
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(self)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert keep_compiled(tmp_path, "graph", library) == b"compiled"
+    assert library.compiled == 1

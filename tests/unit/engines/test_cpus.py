@@ -67,3 +67,16 @@ def test_a_version_1_quota_counts_and_minus_one_means_none(machine: tuple[Path, 
 def test_this_machine_has_a_name_and_a_core() -> None:
     assert available_cpus() >= 1
     assert f"x{available_cpus()}" in machine_id()
+
+
+def test_machines_with_other_names_or_instructions_are_told_apart(tmp_path: Path) -> None:
+    def identity(cpuinfo: str) -> str:
+        write(tmp_path / "cpuinfo", cpuinfo)
+        return machine_id(tmp_path)
+
+    epyc = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t: fpu\n"
+    assert identity(epyc).startswith("AMD EPYC x")
+    others = [epyc, epyc.replace("EPYC", "Ryzen"), epyc.replace(" avx512_bf16", ""), "Features\t: asimd bf16\n", ""]
+    assert len({identity(each) for each in others}) == len(others)
+    assert identity(epyc) == identity(epyc)
+    assert identity(epyc.replace("\nflags\t: fpu\n", "\nflags\t: other\n")) == identity(epyc)

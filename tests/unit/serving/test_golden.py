@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,3 +246,13 @@ def test_an_engine_that_is_wrong_about_a_batch_is_refused_with_its_size(
     sample.fill(batch)
     with pytest.raises(PackageError, match="in a batch of 5, "):
         sample.check(engine, spoil(engine.run(batch)))
+
+
+def test_the_deviation_is_that_of_the_worst_row() -> None:
+    expected = np.array([[0.5, 0.3, 0.2]] * 3, np.float32)
+    actual = expected.copy()
+    actual[1] = np.array([0.5 * math.e**0.3, 0.3, 0.2]) / (0.5 * math.e**0.3 + 0.5)
+    report = compare(actual, expected, TOLERANCES["bf16"])
+    assert report.max_log_deviation == pytest.approx(0.3 * math.sqrt(1 / 3 * 2 / 3), abs=1e-4)
+    assert report.margin == pytest.approx(6 * report.max_log_deviation)
+    assert compare(expected, expected, TOLERANCES["bf16"]).margin == 0.3

@@ -26,12 +26,14 @@ class Graph:
     Attributes:
         path: ONNX, uint8 rows [n, *row_shape] in, float32 `probabilities` [n, classes] out.
         precision: what its weights are in: "fp32", "fp16" or "bf16".
+        fingerprint: of its content, for what is kept beyond a run; "" where only the file itself tells.
     """
 
     path: Path
     row_shape: tuple[int, ...]
     classes: int
     precision: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def load_streams(package: Package, name: str, options: EngineOptions, count: int
 
 def _graph(package: Package) -> Graph:
     manifest = package.manifest
-    return Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision)
+    return Graph(package.graph, manifest.row_shape, manifest.num_classes, manifest.precision, package.fingerprint)
 
 
 def build_engine(package: Package, name: str, options: EngineOptions) -> Engine:

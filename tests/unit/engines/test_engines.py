@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +98,16 @@ def test_a_graph_that_takes_floats_or_has_no_probabilities_is_refused(name: str,
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_whose_probabilities_have_another_name_is_refused(name: str, make_graph: MakeGraph) -> None:
+    path = make_graph()
+    model = onnx.load(path)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
+    onnx.save(model, path)
+    with pytest.raises(PackageError, match="probabilities"):
+        build(name, path)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_file_that_is_no_graph_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
@@ -121,6 +132,21 @@ def test_openvino_keeps_its_compiled_model_and_makes_it_again_once_it_is_damaged
     blob.write_bytes(data)
     np.testing.assert_allclose(build("openvino", graph, options).run(rows), answers, atol=1e-6)
     assert blob.stat().st_ino != written
+
+
+def test_openvino_does_not_take_a_graph_for_another_that_lay_in_its_place_with_its_size_and_time(
+    make_graph: MakeGraph, tmp_path: Path, rows: np.ndarray
+) -> None:
+    options = EngineOptions(precision="fp32", threads=1, max_batch=8, cache_dir=tmp_path / "cache")
+    path, other = make_graph(seed=0), make_graph(seed=1)
+    first = create_engine("openvino", Graph(path, ROW, 5, "fp32", "first"), options).run(rows)
+    before = path.stat()
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    second = create_engine("openvino", Graph(path, ROW, 5, "fp32", "second"), options).run(rows)
+    np.testing.assert_allclose(second, build("openvino", other).run(rows), atol=1e-6)
+    assert np.abs(second - first).max() > 0.01
 
 
 def test_openvino_does_without_a_cache_that_fails_while_the_server_runs(

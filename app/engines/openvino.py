@@ -114,7 +114,7 @@ def _compile(graph: Path, properties: dict[str, str], cache_dir: Path | None = N
     if cache_dir is not None:
         core.set_property({"CACHE_DIR": str(cache_dir)})
     # By its path: a graph that is compiled already is not read again. Its other outputs cost nothing, and with them
-    # OpenVINO leaves the last norm and the logits in float32, which takes a sixth of bf16's error.
+    # OpenVINO leaves the last norm and the logits in float32 (docs/parity.md, close calls).
     return core.compile_model(graph, "CPU", properties)
 
 

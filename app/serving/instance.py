@@ -149,6 +149,7 @@ class Instance:
         try:
             with self._lent() as engine:
                 probabilities = run_checked(engine, batch.rows)
+                again = engine.again if isinstance(engine, CloseCalls) else 0  # while nobody else is lent it
         except EngineOutOfMemory as error:
             self.busy = None
             if engine is not self._engine:
@@ -174,8 +175,8 @@ class Instance:
         self._source.finish(batch.slices, probabilities, began=began, batch_rows=rows)
         self._learn(engine, rows, ended - began)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
-        if isinstance(engine, CloseCalls) and engine.again:
-            self._observer.close_calls(self._model, engine.again)
+        if again:
+            self._observer.close_calls(self._model, again)
         return rows
 
     def _learn(self, engine: Engine, rows: int, seconds: float) -> None:

@@ -35,8 +35,7 @@ class CloseCalls:
         self.quick = quick
         self.exact = exact
         self.margin = margin
-        again = f"close calls (log-probabilities within {margin:.2g}) again in {exact.info.precision}"
-        self.info = replace(quick.info, detail=f"{quick.info.detail}; {again}")
+        self.info = replace(quick.info, detail=f"{quick.info.detail}; close calls again in {exact.info.precision}")
         self.row_shape = quick.row_shape
         self.classes = quick.classes
         self.max_batch = quick.max_batch

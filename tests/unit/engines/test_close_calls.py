@@ -87,7 +87,7 @@ def test_it_is_the_quick_engine_in_all_else_and_says_what_happens_to_close_calls
     engine = CloseCalls(quick, exact, MARGIN)
     assert (engine.row_shape, engine.classes, engine.max_batch) == ((1, 1, 3), 3, 4)
     assert (engine.info.name, engine.info.precision, engine.info.device) == ("spoken", "bf16", "cpu")
-    assert engine.info.detail == "in bf16; close calls (log-probabilities within 0.2) again in fp32"
+    assert engine.info.detail == "in bf16; close calls again in fp32"
     assert engine.empty_rows(2).shape == (2, 1, 1, 3)
     assert int(engine.empty_rows(1).flat[0]) == 77
     assert first_look(engine) is quick

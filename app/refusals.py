@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.api.problems import MEDIA_TYPE
-from app.api.schemas import Problem
+from app.api.problems import MEDIA_TYPE, problem
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,6 @@ class Refusal:
     """What a connection is told before it is closed."""
 
     status: int
-    title: str
     code: str
     detail: str
 
@@ -27,14 +25,7 @@ class Refusal:
             headers: as far as the request's were read, names in lower case.
             cors_origins: whose pages may read it; "*" is all.
         """
-        body = Problem(
-            type=f"/docs#{self.code}",
-            title=self.title,
-            status=self.status,
-            detail=self.detail,
-            code=self.code,
-            request_id=request_id,
-        ).model_dump_json()
+        body = problem(self.status, self.code, self.detail, request_id).model_dump_json()
         lines = [
             f"content-type: {MEDIA_TYPE}",
             f"content-length: {len(body)}",
@@ -47,10 +38,10 @@ class Refusal:
         return STATUS_LINE[self.status] + "\r\n".join([*lines, "", body]).encode()
 
 
-NOT_HTTP = Refusal(400, "Bad Request", "malformed_request", "this is not a valid HTTP/1.1 request.")
-TOO_LATE = Refusal(408, "Request Timeout", "upload_too_slow", "the request's headers came too slowly.")
-TOO_LONG = Refusal(431, "Request Header Fields Too Large", "headers_too_large", "the request's headers are too large.")
-TOO_MANY = Refusal(503, "Service Unavailable", "too_many_connections", "all connections are taken; try again later.")
+NOT_HTTP = Refusal(400, "malformed_request", "this is not a valid HTTP/1.1 request.")
+TOO_LATE = Refusal(408, "upload_too_slow", "the request's headers came too slowly.")
+TOO_LONG = Refusal(431, "headers_too_large", "the request's headers are too large.")
+TOO_MANY = Refusal(503, "too_many_connections", "all connections are taken; try again later.")
 
 
 def _readers(headers: Iterable[tuple[bytes, bytes]], known: Sequence[str]) -> list[str]:

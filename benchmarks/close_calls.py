@@ -20,9 +20,9 @@ from app.engines.base import Rows
 from app.engines.close_calls import CloseCalls
 from app.engines.factory import EngineOptions, EnginePrecision
 from app.load.table import text_table
-from app.repository.store import Package, PackagePath, open_package
+from app.repository.store import Package
 from app.serving.proven import build_engine, load_engine
-from benchmarks.packages import random_package
+from benchmarks.packages import add_package_arguments, packages_of
 from benchmarks.results import add_output_argument, write_results
 from export.agreement import rows_to_compare
 
@@ -78,17 +78,12 @@ def measure(package: Package, rows: Iterable[Rows]) -> dict[str, Tally]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", help="of `hiera-export list`, with random weights")
-    parser.add_argument("--package", type=Path, action="append", default=[], help="the version's folder")
-    parser.add_argument("--rows", default="200", help="a number of rendered rows, or a folder of photos")
+    add_package_arguments(parser)
     add_output_argument(parser)
     arguments = parser.parse_args()
-    packages = [random_package(variant) for variant in arguments.variants]
-    for folder in arguments.package:
-        packages.append(open_package(PackagePath(folder.parent.name, int(folder.name), folder)))
     measured: dict[str, dict[str, object]] = {}
     lines = []
-    for package in packages:
+    for package in packages_of(arguments):
         tallies = measure(package, rows_to_compare(arguments.rows, package))
         measured[package.manifest.name] = {way: asdict(tally) for way, tally in tallies.items()}
         for way, tally in tallies.items():

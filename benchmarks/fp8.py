@@ -27,8 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 from app.engines.base import Engine, Graph
 from app.engines.factory import EngineOptions, create_engine
 from app.load.table import text_table
-from app.repository.store import Package, PackagePath, open_package
-from benchmarks.packages import random_package
+from app.repository.store import Package
+from benchmarks.packages import add_package_arguments, packages_of
 from benchmarks.results import add_output_argument, write_results
 from export.agreement import (
     LEAST_AGREEMENT_RANDOM,
@@ -128,17 +128,12 @@ def _engine(package: Package, graph: Path) -> Engine:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", help="of `hiera-export list`, with random weights")
-    parser.add_argument("--package", type=Path, action="append", default=[], help="the version's folder; fp32")
-    parser.add_argument("--rows", default="200", help="a number of rendered rows, or a folder of photos")
+    add_package_arguments(parser)
     add_output_argument(parser)
     arguments = parser.parse_args()
-    packages = [random_package(variant) for variant in arguments.variants]
-    for folder in arguments.package:
-        packages.append(open_package(PackagePath(folder.parent.name, int(folder.name), folder)))
     measured: dict[str, Any] = {}
     lines = []
-    for package in packages:
+    for package in packages_of(arguments):
         name = package.manifest.name
         least = LEAST_AGREEMENT_RANDOM if package.manifest.random_weights else LEAST_AGREEMENT_TRAINED
         for rounding in ROUNDINGS:

@@ -113,6 +113,11 @@ def problem_of(error: Exception, request_id: str) -> Problem:
         code, detail = error.code, _sentence(str(error))
     else:
         code, detail = HieraError.code, INTERNAL_DETAIL
+    return problem(status, code, detail, request_id)
+
+
+def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
+    """The body in its parts: what follows from the status and the code is filled in."""
     return Problem(
         type=f"/docs#{code}", title=_title(status), status=status, detail=detail, code=code, request_id=request_id
     )
@@ -138,10 +143,10 @@ def retry_after_s(error: Overloaded) -> int:
 
 def problem_response(error: Exception, exchange: Exchange) -> Response:
     """The whole answer to a request that ended in `error`; the exchange is told its code."""
-    problem = problem_of(error, exchange.request_id)
-    exchange.code = problem.code
+    body = problem_of(error, exchange.request_id)
+    exchange.code = body.code
     return Response(
-        problem.model_dump_json(), status_code=problem.status, headers=problem_headers(error), media_type=MEDIA_TYPE
+        body.model_dump_json(), status_code=body.status, headers=problem_headers(error), media_type=MEDIA_TYPE
     )
 
 

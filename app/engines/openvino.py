@@ -91,12 +91,12 @@ def open_engines(
 
 def _compile_cached(graph: Graph, properties: dict[str, str], cache_dir: Path | None) -> ov.CompiledModel:
     if cache_dir is None:
-        return _compile(graph.path, properties)
+        return _compile(graph, properties)
     try:
         identity = _identity(graph, properties)
-        return keep_compiled(cache_dir, identity, lambda folder: _compile(graph.path, properties, folder))
+        return keep_compiled(cache_dir, identity, lambda folder: _compile(graph, properties, folder))
     except RuntimeError as error:
-        compiled = _compile(graph.path, properties)  # raises again if it was not the cache
+        compiled = _compile(graph, properties)  # raises again if it was not the cache
         logger.warning("OpenVINO does without its cache in %s (%s)", cache_dir, str(error).strip())
         return compiled
 
@@ -109,13 +109,13 @@ def _identity(graph: Graph, properties: dict[str, str]) -> str:
     return repr((graph.fingerprint, sizes, sorted(properties.items()), ov.__version__, machine_id()))
 
 
-def _compile(graph: Path, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:
+def _compile(graph: Graph, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:
     core = ov.Core()
     if cache_dir is not None:
         core.set_property({"CACHE_DIR": str(cache_dir)})
     # By its path: a graph that is compiled already is not read again. Its other outputs cost nothing, and with them
     # OpenVINO leaves the last norm and the logits in float32 (docs/parity.md, close calls).
-    return core.compile_model(graph, "CPU", properties)
+    return core.compile_model(graph.path, "CPU", properties)
 
 
 class OpenVinoEngine:

@@ -116,7 +116,7 @@ def measure(package: Package, rows: str, rounding: Rounding) -> Agreement:
         graph = Path(folder) / package.graph.name
         onnx.save(model, graph)
         engine, exact = _engine(package, graph), _engine(package, package.graph)
-        return measure_agreement(engine, exact.run, rows_to_compare(rows, package), 4)
+        return measure_agreement(engine, lambda each: (exact.run(each), None), rows_to_compare(rows, package), 4)
 
 
 def _engine(package: Package, graph: Path) -> Engine:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from app.engines.base import Engine, Probabilities, Rows
+from app.engines.base import Engine, Features, Probabilities, Rows, feature_dim, features_of
 from app.engines.factory import EngineOptions, candidates
 from app.errors import RequestError
 from app.media.image import decode_image
@@ -45,6 +45,7 @@ class Agreement:
         max_probability, mean_probability: largest difference of any class's probability, of any row and on average.
         largest_lead: the most by which torch preferred its class to the engine's, as a difference of probabilities.
         engine: what computed, in words.
+        features: smallest cosine of an angle between the features of a row; None where either gives none.
     """
 
     rows: int
@@ -53,12 +54,14 @@ class Agreement:
     mean_probability: float
     largest_lead: float
     engine: str
+    features: float | None = None
 
 
 class Judge(Protocol):
-    """Torch in fp32, or what stands for it: uint8 rows [n, …] to probabilities [n, classes]."""
+    """Torch in fp32, or what stands for it: uint8 rows [n, …] to probabilities [n, classes], and features [n, D] if it
+    gives any."""
 
-    def __call__(self, rows: Rows) -> Probabilities: ...
+    def __call__(self, rows: Rows) -> tuple[Probabilities, Features | None]: ...
 
 
 def rendered(row_shape: tuple[int, ...], count: int) -> Iterator[NDArray[np.uint8]]:
@@ -106,11 +109,11 @@ def torch_judge(model: Hiera, package: Package, device: str = "cpu") -> Judge:
     model.to(device).eval()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32
 
-    def judge(rows: Rows) -> Probabilities:
+    def judge(rows: Rows) -> tuple[Probabilities, Features]:
         with torch.inference_mode():
-            logits = model(normalise(rows, package.manifest.preprocessing).to(device))
-            probabilities: Probabilities = logits.softmax(dim=1).cpu().numpy()
-        return probabilities
+            features = model.forward_features(normalise(rows, package.manifest.preprocessing).to(device))
+            probabilities = model.head(features).softmax(dim=1)
+        return probabilities.cpu().numpy(), features.cpu().numpy()
 
     return judge
 
@@ -130,10 +133,13 @@ def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.ui
     same = 0
     count = 0
     largest = lead = total = 0.0
+    cosines = np.empty(0)
     bar = tqdm(desc="rows", unit="row", leave=False, disable=None)
     while chunk := list(islice(rows, batch)):
         stack = np.stack(chunk)
-        expected, actual = judge(stack), engine.run(stack)
+        (expected, read), actual = judge(stack), engine.run(stack)
+        if read is not None and feature_dim(engine):
+            cosines = np.append(cosines, _cosines(features_of(engine), read))
         best, chosen = expected.argmax(axis=1), actual.argmax(axis=1)
         at = np.arange(len(stack))
         same += int((best == chosen).sum())
@@ -145,8 +151,16 @@ def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.ui
         lead = max(lead, float((expected[at, best] - expected[at, chosen]).max()))
         bar.update(len(stack))
     bar.close()
-    info = engine.info
-    return Agreement(count, same / count, largest, total / count, lead, f"{info.name} {info.precision}, {info.detail}")
+    computed = f"{engine.info.name} {engine.info.precision}, {engine.info.detail}"
+    features = float(cosines.min()) if cosines.size else None
+    return Agreement(count, same / count, largest, total / count, lead, computed, features)
+
+
+def _cosines(features: Features, others: Features) -> NDArray[np.float64]:
+    """Of the angles between rows, [n]."""
+    a, b = features.astype(np.float64), others.astype(np.float64)
+    cosines: NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosines
 
 
 def check_agreement(agreement: Agreement, package: Package, computed_in: str) -> None:

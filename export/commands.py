@@ -135,6 +135,8 @@ def _run_agreement(options: Namespace, package: Package) -> int:
         f"  largest difference of a probability {agreement.max_probability:.2g}, "
         f"of a row {agreement.mean_probability:.2g} on average"
     )
+    if agreement.features is not None:
+        print(f"  features: a cosine of {agreement.features:.6f} at least")
     check_agreement(agreement, package, engine.info.precision)
     return 0
 

@@ -20,7 +20,7 @@ from app.caches import cache_folder
 from app.engines.base import batch_ladder
 from app.engines.cuda import CudaDevice
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, graph_sources, record_file
-from app.engines.tensorrt import PROBABILITIES, ROWS, TensorRtEngine
+from app.engines.tensorrt import FEATURES, PROBABILITIES, ROWS, TensorRtEngine
 from app.engines.trt import FLAVOURS, INSTALL, Flavour, first_error, installed_flavours, load_bindings, make_logger
 from app.errors import EngineUnavailable
 from app.repository.store import Package
@@ -148,7 +148,7 @@ def graph_for_tensorrt(path: Path) -> bytes:
 
 
 def parse_network(trt: Any, builder: Any, logger: Any, package: Package, lines: list[str], *, decompose: bool) -> Any:
-    """The package's graph as a TensorRT network that gives probabilities alone.
+    """The package's graph as a TensorRT network that gives probabilities and features.
 
     Args:
         decompose: whether attention may be taken apart where there is no fused kernel.
@@ -166,7 +166,7 @@ def parse_network(trt: Any, builder: Any, logger: Any, package: Package, lines: 
             "package, build it again"
         )
     for output in [network.get_output(index) for index in range(network.num_outputs)]:
-        if output.name != PROBABILITIES:
+        if output.name not in (PROBABILITIES, FEATURES):
             network.unmark_output(output)
     for index in range(network.num_layers):
         layer = network.get_layer(index)

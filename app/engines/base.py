@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import EngineUnavailable
+from app.errors import EngineError, EngineUnavailable
 
 Rows = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Graph:
     """A package's graph, as engines load it.
 
     Attributes:
-        path: ONNX, uint8 rows [n, *row_shape] in, float32 `probabilities` [n, classes] out.
+        path: ONNX, uint8 rows [n, *row_shape] in, float32 `probabilities` [n, classes] out, and perhaps `features`
+            [n, D], what the classifier reads.
         precision: what its weights are in: "fp32", "fp16" or "bf16".
         fingerprint: of its content, for what is kept beyond a run; "" where only the file itself tells.
     """
@@ -115,6 +117,37 @@ class SharedEngine(Engine, Protocol):
     def twin(self) -> SharedEngine:
         """Another engine over the same model, for another thread; closed by itself. Their batches take turns."""
         ...
+
+
+@runtime_checkable
+class FeatureEngine(Engine, Protocol):
+    """An engine that can also say what the classifier read: the pooled, normalised features of each row.
+
+    Attributes:
+        feature_dim: D; 0 where its graph has none.
+    """
+
+    feature_dim: int
+
+    def features(self) -> Features:
+        """Of the rows of the last `run` that went well, from its thread: float32 [n, D]; the caller owns it.
+
+        Raises:
+            EngineError: they could not be fetched.
+        """
+        ...
+
+
+def feature_dim(engine: Engine) -> int:
+    """Width of the features that an engine gives; 0 where it gives none."""
+    return engine.feature_dim if isinstance(engine, FeatureEngine) else 0
+
+
+def features_of(engine: Engine) -> Features:
+    """What the classifier read in an engine's last run, float32 [n, D]. Raises EngineError where it gives none."""
+    if not feature_dim(engine):
+        raise EngineError(f"{engine.info.name} gives no features of this model")
+    return cast(FeatureEngine, engine).features()
 
 
 def other_precision(engine: str, computed_in: str, wanted: str) -> EngineUnavailable:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.base import Engine, Probabilities, Rows, SharedEngine
+from app.engines.base import Engine, Features, Probabilities, Rows, SharedEngine, feature_dim, features_of
 
 
 class CloseCalls:
@@ -38,8 +38,10 @@ class CloseCalls:
         self.info = replace(quick.info, detail=f"{quick.info.detail}; close calls again in {exact.info.precision}")
         self.row_shape = quick.row_shape
         self.classes = quick.classes
+        self.feature_dim = min(feature_dim(quick), feature_dim(exact))
         self.max_batch = quick.max_batch
         self.again = 0
+        self._exact_features: dict[int, Features] = {}  # of the last batch's close calls, [D]
 
     def beside(self, quick: Engine) -> CloseCalls:
         """The same for another quick engine of the model. The two share the exact one's weights, and take turns."""
@@ -50,12 +52,21 @@ class CloseCalls:
 
     def run(self, rows: Rows) -> Probabilities:
         self.again = 0
+        self._exact_features.clear()
         probabilities = self.quick.run(rows)
         close = close_rows(probabilities, self.margin)
         for at in close:
             probabilities[at] = self.exact.run(rows[at : at + 1])[0]
+            if self.feature_dim:
+                self._exact_features[int(at)] = features_of(self.exact)[0]
         self.again = len(close)
         return probabilities
+
+    def features(self) -> Features:
+        features = features_of(self.quick)
+        for at, exact in self._exact_features.items():
+            features[at] = exact
+        return features
 
     def close(self) -> None:
         self.quick.close()

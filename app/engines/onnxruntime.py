@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from app.engines.base import EngineInfo, Graph, Probabilities, Rows
+from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
+PROBABILITIES, FEATURES = "probabilities", "features"
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bfcarena")
 
 
@@ -39,7 +40,9 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         self._session = open_session(graph.path, options, [CPU_PROVIDER])
         self._input = self._session.get_inputs()[0].name
-        check_graph(graph, self._session)
+        self.feature_dim = check_graph(graph, self._session)
+        self._outputs = [PROBABILITIES, *([FEATURES] if self.feature_dim else [])]
+        self._features: Features = np.empty((0, self.feature_dim), np.float32)
         self.info = EngineInfo(
             "onnxruntime", graph.precision, "cpu", f"ONNX Runtime {ort.__version__}, {CPU_PROVIDER}, {threads} threads"
         )
@@ -52,8 +55,13 @@ class OnnxRuntimeEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         with run_errors(len(rows)):
-            probabilities = self._session.run(["probabilities"], {self._input: rows})[0]
+            probabilities, *features = self._session.run(self._outputs, {self._input: rows})
+        if features:
+            self._features = np.asarray(features[0], np.float32)
         return np.asarray(probabilities, np.float32)
+
+    def features(self) -> Features:
+        return self._features
 
     def close(self) -> None:
         # The session frees its arena when the last reference goes.
@@ -86,15 +94,23 @@ def run_errors(rows: int) -> Iterator[None]:
         raise EngineError(f"ONNX Runtime failed on {rows} rows: {text}") from error
 
 
-def check_graph(graph: Graph, session: ort.InferenceSession) -> None:
-    """Raises PackageError unless the session takes uint8 rows of the graph's shape and gives float `probabilities`."""
+def check_graph(graph: Graph, session: ort.InferenceSession) -> int:
+    """The width of the session's `features`, 0 without any.
+
+    Raises:
+        PackageError: it does not take uint8 rows of the graph's shape, or gives no float `probabilities`.
+    """
     inputs, outputs = session.get_inputs(), {output.name: output for output in session.get_outputs()}
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or tuple(inputs[0].shape[1:]) != graph.row_shape:
         found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
         raise PackageError(
             f"{graph.path}: takes {found}, not one tensor of uint8 rows [n, {', '.join(map(str, graph.row_shape))}]"
         )
-    if "probabilities" not in outputs or outputs["probabilities"].type != "tensor(float)":
+    if PROBABILITIES not in outputs or outputs[PROBABILITIES].type != "tensor(float)":
         raise PackageError(
-            f"{graph.path}: has no float32 output named probabilities (it has {', '.join(outputs) or 'none'})"
+            f"{graph.path}: has no float32 output named {PROBABILITIES} (it has {', '.join(outputs) or 'none'})"
         )
+    features = outputs.get(FEATURES)
+    plain = features is not None and features.type == "tensor(float)" and len(features.shape) == 2
+    width = features.shape[1] if features is not None and plain else 0
+    return width if isinstance(width, int) else 0

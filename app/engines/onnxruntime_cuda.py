@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from app.engines.base import EngineInfo, Graph, Probabilities, Rows, batch_ladder
+from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
-from app.engines.onnxruntime import CPU_PROVIDER, check_graph, open_session, run_errors
+from app.engines.onnxruntime import CPU_PROVIDER, FEATURES, PROBABILITIES, check_graph, open_session, run_errors
 from app.engines.pipeline import Pipeline
-from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
+from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,13 @@ class OnnxRuntimeCudaEngine:
         self.max_batch = max_batch
         self._device = device
         self._shrink = False
+        self._rows = 0  # of the last batch
         self._bindings: dict[int, Any] = {}
         self._pipeline = Pipeline(device, graph.row_shape, graph.classes, batch_ladder(max_batch))
         try:
             self._session, self._recordable = self._open(graph.path)
-            check_graph(graph, self._session)
+            self.feature_dim = check_graph(graph, self._session)
+            self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
         except BaseException:
             self._pipeline.close()
             raise
@@ -78,10 +80,17 @@ class OnnxRuntimeCudaEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         try:
-            return self._pipeline.run(rows, self._enqueue, record=self._recordable)
+            answers = self._pipeline.run(rows, self._enqueue, record=self._recordable)
         except EngineOutOfMemory:
             self._shrink = True
             raise
+        self._rows = len(rows)
+        return answers
+
+    def features(self) -> Features:
+        if self._features is None:
+            raise EngineError("the graph gives no features")
+        return self._pipeline.fetch(self._features, self._rows)
 
     def close(self) -> None:
         # The session first: its arena and its recorded graphs refer to the pipeline's stream and memory.
@@ -135,7 +144,10 @@ class OnnxRuntimeCudaEngine:
             binding = self._session.io_binding()
             where = (self._device.memory, self._device.index)
             binding.bind_input(self._input, *where, np.uint8, (size, *self.row_shape), self._pipeline.input)
-            binding.bind_output("probabilities", *where, np.float32, (size, self.classes), self._pipeline.output)
+            binding.bind_output(PROBABILITIES, *where, np.float32, (size, self.classes), self._pipeline.output)
+            if self._features is not None:
+                shape = (size, self.feature_dim)
+                binding.bind_output(FEATURES, *where, np.float32, shape, self._features.address)
             self._bindings[size] = binding
         return self._bindings[size]
 

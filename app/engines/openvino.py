@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from app.engines.base import EngineInfo, Graph, Probabilities, Rows, other_precision
+from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows, other_precision
 from app.engines.cache import keep_compiled
 from app.engines.cpus import machine_id
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-_OUTPUT = "probabilities"
+_PROBABILITIES, _FEATURES = "probabilities", "features"
 _OUT_OF_MEMORY = ("could not allocate", "out of memory", "bad_alloc", "failed to allocate")
 
 
@@ -82,11 +82,11 @@ def open_engines(
         compiled = _compile_cached(graph, properties, cache_dir)
     except RuntimeError as error:
         raise PackageError(f"{graph.path}: OpenVINO cannot compile it ({error})") from error
-    _check_graph(graph, compiled)
+    width = _check_graph(graph, compiled)
     each = max(1, threads // count)
     detail = f"OpenVINO {ov.__version__}, {each} thread{'s' if each > 1 else ''}, {platform.machine()}"
     info = EngineInfo("openvino", precision, "cpu", detail)
-    return [OpenVinoEngine(compiled, info, graph.row_shape, graph.classes, max_batch) for _ in range(count)]
+    return [OpenVinoEngine(compiled, info, graph.row_shape, graph.classes, width, max_batch) for _ in range(count)]
 
 
 def _compile_cached(graph: Graph, properties: dict[str, str], cache_dir: Path | None) -> ov.CompiledModel:
@@ -122,13 +122,20 @@ class OpenVinoEngine:
     """One inference request of a compiled model. `open_engines` makes it."""
 
     def __init__(
-        self, compiled: ov.CompiledModel, info: EngineInfo, row_shape: tuple[int, ...], classes: int, max_batch: int
+        self,
+        compiled: ov.CompiledModel,
+        info: EngineInfo,
+        row_shape: tuple[int, ...],
+        classes: int,
+        feature_dim: int,
+        max_batch: int,
     ) -> None:
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self.info = info
         self.row_shape = row_shape
         self.classes = classes
+        self.feature_dim = feature_dim
         self.max_batch = max_batch
 
     def empty_rows(self, n: int) -> Rows:
@@ -140,15 +147,21 @@ class OpenVinoEngine:
             rows = rows if rows.flags.writeable else rows.copy()
             self._request.set_input_tensor(ov.Tensor(rows, shared_memory=True))
             self._request.infer()
-            return np.array(self._request.get_tensor(_OUTPUT).data, np.float32)
+            return np.array(self._request.get_tensor(_PROBABILITIES).data, np.float32)
         except RuntimeError as error:
             text = str(error)
             if any(mark in text.lower() for mark in _OUT_OF_MEMORY):
                 raise EngineOutOfMemory(f"OpenVINO has no memory for {len(rows)} rows: {text}") from error
             raise EngineError(f"OpenVINO failed on {len(rows)} rows: {text}") from error
 
+    def features(self) -> Features:
+        try:
+            return np.array(self._request.get_tensor(_FEATURES).data, np.float32)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO has no features of the last batch: {error}") from error
+
     def twin(self) -> OpenVinoEngine:
-        return OpenVinoEngine(self._compiled, self.info, self.row_shape, self.classes, self.max_batch)
+        return OpenVinoEngine(self._compiled, self.info, self.row_shape, self.classes, self.feature_dim, self.max_batch)
 
     def close(self) -> None:
         # Memory goes with the last reference; the request first, it refers to the compiled model.
@@ -156,12 +169,22 @@ class OpenVinoEngine:
         del self._compiled
 
 
-def _check_graph(graph: Graph, compiled: ov.CompiledModel) -> None:
-    """Raises PackageError unless the model takes uint8 rows of the graph's shape and gives probabilities."""
+def _check_graph(graph: Graph, compiled: ov.CompiledModel) -> int:
+    """The width of the model's `features`, 0 without any.
+
+    Raises:
+        PackageError: it does not take uint8 rows of the graph's shape, or gives no probabilities.
+    """
     shapes = [(each.get_element_type(), [str(axis) for axis in each.get_partial_shape()]) for each in compiled.inputs]
     if len(shapes) != 1 or shapes[0][0] != ov.Type.u8 or shapes[0][1][1:] != [str(size) for size in graph.row_shape]:
         raise PackageError(
             f"{graph.path}: takes {shapes}, not one tensor of uint8 rows [n, {', '.join(map(str, graph.row_shape))}]"
         )
-    if not any(_OUTPUT in each.names for each in compiled.outputs):
-        raise PackageError(f"{graph.path}: has no output named {_OUTPUT}")
+    outputs = {name: each for each in compiled.outputs for name in each.names}
+    if _PROBABILITIES not in outputs:
+        raise PackageError(f"{graph.path}: has no output named {_PROBABILITIES}")
+    features = outputs.get(_FEATURES)
+    if features is None or features.get_element_type() != ov.Type.f32:
+        return 0
+    shape = features.get_partial_shape()
+    return shape[1].get_length() if len(shape) == 2 and shape[1].is_static else 0

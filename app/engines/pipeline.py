@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engines.base import Probabilities, Rows
+from app.engines.base import Features, Probabilities, Rows
 from app.engines.device import Device
 from app.errors import EngineError, HieraError
 
@@ -31,6 +31,14 @@ _SLOTS = 3
 class _Slot:
     address: int
     uploaded: int  # an event
+
+
+@dataclass(frozen=True, eq=False)
+class FurtherOutput:
+    """Where an output lies on the device, and pinned memory to fetch it into, float32 [rows, width]."""
+
+    address: int
+    host: Features
 
 
 class Pipeline:
@@ -128,6 +136,21 @@ class Pipeline:
             with self._lock:
                 self._free.append(slot)
         return answers.copy()
+
+    def add_output(self, width: int) -> FurtherOutput:
+        """A place for another output of the engine, float32 [sizes[-1], width], that stays on the device unless it is
+        asked for. Raises EngineOutOfMemory."""
+        self._device.use()
+        rows = self._sizes[-1]
+        host = self._device.pinned(rows * width * 4).view(np.float32).reshape(rows, width)
+        return FurtherOutput(self._memory(rows * width * 4), host)
+
+    def fetch(self, output: FurtherOutput, n: int) -> Features:
+        """What the last `run` left there for its `n` rows: float32 [n, width], the caller's own."""
+        self._device.use()
+        self._device.download(output.host[:n], output.address, self.stream)
+        self._device.synchronise(self.stream)
+        return output.host[:n].copy()
 
     def close(self) -> None:
         """Give everything back; also of a pipeline that was made in part."""

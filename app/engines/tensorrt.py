@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from app.engines.base import EngineInfo, Probabilities, Rows, batch_ladder
+from app.engines.base import EngineInfo, Features, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
 from app.engines.pipeline import Pipeline
 from app.engines.plans import PlanRecord
@@ -18,6 +18,7 @@ from app.errors import EngineError, EngineOutOfMemory, PackageError
 
 ROWS = "rows"
 PROBABILITIES = "probabilities"
+FEATURES = "features"
 
 
 class TensorRtEngine:
@@ -53,13 +54,15 @@ class TensorRtEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise PackageError(f"{plan}: TensorRT cannot read it ({first_error(self._lines)})")
-        self._check(trt, plan)
+        self.feature_dim = self._check(trt, plan)
         sizes = batch_ladder(self.max_batch)
         self._device = device
         self._memory = 0
         self._contexts: dict[int, Any] = {}
+        self._rows = 0  # of the last batch
         self._pipeline = Pipeline(device, row_shape, classes, sizes)
         try:
+            self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
             self._memory_nbytes = max(int(self._engine.device_memory_size_v2), 1)
             self._memory = device.allocate(self._memory_nbytes)
             for size in sizes:
@@ -82,7 +85,14 @@ class TensorRtEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         self._lines.clear()
-        return self._pipeline.run(rows, self._enqueue, record=True)
+        answers = self._pipeline.run(rows, self._enqueue, record=True)
+        self._rows = len(rows)
+        return answers
+
+    def features(self) -> Features:
+        if self._features is None:
+            raise EngineError("the plan gives no features; build it again with the hiera-export of this release")
+        return self._pipeline.fetch(self._features, self._rows)
 
     def layers(self, trt: Any) -> str:
         """What the plan runs, layer by layer, as TensorRT's own JSON."""
@@ -119,7 +129,10 @@ class TensorRtEngine:
         context.set_device_memory(self._memory, self._memory_nbytes)
         if not context.set_optimization_profile_async(self._profile_for(size), self._pipeline.stream):
             raise EngineError(f"TensorRT takes no batch of {size} rows ({first_error(self._lines)})")
-        for name, address in ((ROWS, self._pipeline.input), (PROBABILITIES, self._pipeline.output)):
+        places = {ROWS: self._pipeline.input, PROBABILITIES: self._pipeline.output}
+        if self._features is not None:
+            places[FEATURES] = self._features.address
+        for name, address in places.items():
             if not context.set_tensor_address(name, address):
                 raise EngineError(f"TensorRT does not take the address of {name} ({first_error(self._lines)})")
         if not context.set_input_shape(ROWS, (size, *self.row_shape)):
@@ -141,11 +154,17 @@ class TensorRtEngine:
                 raise EngineOutOfMemory(f"TensorRT has no memory for {size} rows ({said})")
             raise EngineError(f"TensorRT failed on {size} rows ({said})")
 
-    def _check(self, trt: Any, plan: Path) -> None:
-        """Raises PackageError unless the plan takes uint8 rows of this shape and gives float32 probabilities alone."""
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        if sorted(names) != sorted((ROWS, PROBABILITIES)):
-            raise PackageError(f"{plan}: has the tensors {', '.join(names)}, not {ROWS} and {PROBABILITIES} alone")
+    def _check(self, trt: Any, plan: Path) -> int:
+        """The width of the plan's features; 0 where it gives none, as those of earlier releases.
+
+        Raises:
+            PackageError: it does not take uint8 rows of this shape, or gives other things than float32 probabilities
+                and features.
+        """
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if names - {FEATURES} != {ROWS, PROBABILITIES}:
+            there = ", ".join(sorted(names))
+            raise PackageError(f"{plan}: has the tensors {there}, not {ROWS}, {PROBABILITIES} and {FEATURES} alone")
         rows = tuple(self._engine.get_tensor_shape(ROWS))[1:]
         found = tuple(self._engine.get_tensor_shape(PROBABILITIES))[1:]
         kinds = (self._engine.get_tensor_dtype(ROWS), self._engine.get_tensor_dtype(PROBABILITIES))
@@ -154,3 +173,10 @@ class TensorRtEngine:
                 f"{plan}: takes {kinds[0]} rows {rows} and gives {kinds[1]} {found}, "
                 f"not uint8 {self.row_shape} and float32 ({self.classes},)"
             )
+        if FEATURES not in names:
+            return 0
+        per_row = tuple(self._engine.get_tensor_shape(FEATURES))[1:]
+        kind = self._engine.get_tensor_dtype(FEATURES)
+        if len(per_row) != 1 or kind != trt.DataType.FLOAT:
+            raise PackageError(f"{plan}: gives {kind} {FEATURES} {per_row}, not float32 [n, D]")
+        return int(per_row[0])

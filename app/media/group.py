@@ -18,7 +18,7 @@ from app.errors import BrokenMedia, LimitExceeded, Overloaded, Unavailable
 from app.media.messages import JobHeader, Outcome
 from app.media.process import ForkServer
 from app.media.queue import DeadlineQueue, Ticket
-from app.media.shared import DecodedRows, RowBuffer, SharedBytes, no_room
+from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer, SharedBytes, no_room
 from app.media.spec import DecodeJob, row_shape, rows_of
 from app.media.supervisor import Supervisor, Worker
 
@@ -283,7 +283,9 @@ class WorkerGroup:
         release = functools.partial(run.worker.process.buffers.give_back, run.buffer)
         decode_s = min(max(outcome.decode_s, 0.0), time.monotonic() - run.started)
         rows = run.buffer.rows((rows_of(ticket.job), *row_shape(ticket.job.spec)))  # [n, *row]
-        ticket.future.set_result(DecodedRows(rows, outcome.info, decode_s, run.buffer.fd, release))
+        ticket.future.set_result(
+            DecodedRows(rows, outcome.info, decode_s, run.buffer.fd, release, reused=run.buffer.slot != ONE_SHOT)
+        )
 
     def _discard(self, run: _Run) -> None:
         """Forget `run`, and whatever it wrote."""

@@ -8,6 +8,7 @@ can shrink the rows under a server that has them mapped (that would be a SIGBUS 
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import sys
@@ -126,9 +127,10 @@ class DecodedRows:
     Attributes:
         info: size, format and, for videos, the views in the order of the rows.
         decode_s: seconds that the worker took.
+        reused: whether the memory will hold other rows later.
     """
 
-    __slots__ = ("_fd", "_release", "_rows", "decode_s", "info")
+    __slots__ = ("_fd", "_release", "_rows", "decode_s", "info", "reused")
 
     def __init__(
         self,
@@ -137,9 +139,12 @@ class DecodedRows:
         decode_s: float,
         fd: int = -1,
         release: Callable[[], None] | None = None,
+        *,
+        reused: bool = False,
     ) -> None:
         self._rows: NDArray[np.uint8] | None = rows
         self.info = info
+        self.reused = reused
         self.decode_s = decode_s
         self._fd = fd
         self._release = release
@@ -212,6 +217,64 @@ class RowBuffer:
         self._bytes = None
         if fd >= 0:
             os.close(fd)
+
+
+class UploadedRows:
+    """Rows that the caller has decoded: written as they arrive, and then what `DecodedRows` is to an engine.
+
+    Args:
+        shape: [n, *row_shape], n >= 1.
+
+    Raises:
+        Overloaded: no descriptor or memory is left, in `write` too.
+    """
+
+    reused = False
+
+    __slots__ = ("_buffer", "_missing", "_shape")
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._missing = math.prod(shape)
+        self._buffer = RowBuffer(self._missing, ONE_SHOT)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that have yet to come."""
+        return self._missing
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append `chunk`. ValueError if it is more than is missing, and once closed."""
+        if len(chunk) > self._missing or self.fd < 0:
+            raise ValueError("more bytes than there are rows for, or rows that are closed")
+        rest = memoryview(chunk)
+        while rest:
+            try:
+                written = os.pwrite(self.fd, rest, self._buffer.size - self._missing)
+            except OSError as error:
+                raise no_room(error) from error
+            self._missing -= written
+            rest = rest[written:]
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """uint8 of `shape`, read-only: a view of shared memory. ValueError while bytes are missing, and once closed."""
+        if self._missing:
+            raise ValueError(f"{self._missing} bytes of the rows are missing")
+        return self._buffer.rows(self._shape)
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the shared memory (the rows start at 0); -1 once closed."""
+        return self._buffer.fd
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice is allowed; arrays taken from `rows` earlier stay valid."""
+        self._buffer.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_buffer"):  # else there was no room for it
+            self.close()
 
 
 class RowBuffers:

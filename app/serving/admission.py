@@ -94,6 +94,11 @@ class Admission:
         self._total_bytes = 0
 
     @property
+    def max_rows(self) -> int:
+        """Most rows in flight: a request that has more would never find room among others."""
+        return self._max_rows
+
+    @property
     def in_flight(self) -> InFlight:
         with self._lock:
             return InFlight(self._total_rows, self._total_bytes)

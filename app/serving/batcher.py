@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from app.engines.base import Probabilities, Rows
+from app.engines.base import Features, Probabilities, Rows
 from app.errors import DeadlineExceeded, HieraError, Overloaded, Unavailable
 from app.serving.submission import Outcome, Receiver, Settlement, Slice, Submission, keep_answer
 
@@ -70,7 +70,9 @@ class Batcher:
         """Rows that wait, without those that an engine holds."""
         return self._pending
 
-    def submit(self, rows: Rows, deadline: float, receiver: Receiver, origin: object = None) -> Submission:
+    def submit(
+        self, rows: Rows, deadline: float, receiver: Receiver, origin: object = None, *, with_features: bool = False
+    ) -> Submission:
         """Queue `rows`, uint8 [n, *row_shape], which must stay readable until the receiver's `release`. `origin` is for
         the observer of the batches (`ServingObserver.origin`).
 
@@ -78,7 +80,7 @@ class Batcher:
             Overloaded: the queue is full.
             Unavailable: the queue is closed.
         """
-        submission = Submission(rows, deadline, self._clock(), receiver, origin)
+        submission = Submission(rows, deadline, self._clock(), receiver, origin, with_features=with_features)
         with self._changed:
             if self._closed:
                 raise Unavailable("the model is being unloaded; try again")
@@ -131,13 +133,20 @@ class Batcher:
                 return batch
 
     def finish(
-        self, slices: Sequence[Slice], result: Probabilities | HieraError, *, began: float, batch_rows: int
+        self,
+        slices: Sequence[Slice],
+        result: Probabilities | HieraError,
+        features: Features | None = None,
+        *,
+        began: float,
+        batch_rows: int,
     ) -> None:
         """Hand in what became of slices that were taken.
 
         Args:
             slices: all of one run, in its order.
             result: float32 [rows of the slices, classes], or why there is none.
+            features: float32 [rows of the slices, D] where a slice wants them.
             began: when the run began, by the batcher's clock.
             batch_rows: rows of the run.
         """
@@ -154,7 +163,8 @@ class Batcher:
                 elif not submission.settled:
                     submission.began = min(submission.began, began)
                     submission.batch_rows = max(submission.batch_rows, batch_rows)
-                    outcome = keep_answer(submission, part, result[offset : offset + part.size], now)
+                    rows = slice(offset, offset + part.size)
+                    outcome = keep_answer(part, result[rows], None if features is None else features[rows], now)
                 offset += part.size
                 released = self._try_release(submission)
                 if outcome is not None or released:

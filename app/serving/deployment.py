@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from app.engines.base import Engine
+from app.engines.base import Engine, feature_dim
 from app.engines.factory import EngineOptions, placements
 from app.repository.store import Package
 from app.serving.batcher import Batcher
@@ -101,6 +101,7 @@ class Deployment:
             cost=self._cost,
             dispatcher=LocalDispatcher(self._batcher, observer.origin),
             instances=len(engines),
+            feature_dim=min(map(feature_dim, (selected.engine, *engines))),
             exact_images=options.exact_images,
         )
         self._keepers: list[InstanceKeeper] = []

@@ -35,6 +35,11 @@ class RowsLease(Protocol):
         """Descriptor of the shared memory that the rows begin, for a dispatcher that hands them on; else -1."""
         ...
 
+    @property
+    def reused(self) -> bool:
+        """Whether that memory will hold other rows later, so that keeping it mapped pays."""
+        ...
+
     def close(self) -> None:
         """Give the memory back; idempotent."""
         ...
@@ -44,7 +49,9 @@ class Dispatcher(ABC):
     """Gets rows classified."""
 
     @abstractmethod
-    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+    def submit(
+        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+    ) -> Callable[[], None]:
         """Have all rows of one file classified. The dispatcher owns `rows` from the call on and closes them exactly
         once, as soon as no engine reads them, which may be after a cancellation.
 
@@ -53,6 +60,7 @@ class Dispatcher(ABC):
             deadline: `time.monotonic()` seconds; rows that are late are not run.
             settle: called on the running event loop, later and at most once, with what came of it. An outcome that is
                 already under way may still come right after a cancellation.
+            with_features: bring what the classifier read, too; the model must have features.
 
         Returns:
             What cancels; harmless once settled, or twice.
@@ -62,7 +70,7 @@ class Dispatcher(ABC):
             Unavailable: the model is being unloaded, or its engine rebuilt.
         """
 
-    async def infer(self, rows: RowsLease, deadline: float) -> Inference:
+    async def infer(self, rows: RowsLease, deadline: float, *, with_features: bool = False) -> Inference:
         """`submit`, and wait, no longer than until `deadline` even if the engine is stuck.
 
         Raises:
@@ -73,7 +81,7 @@ class Dispatcher(ABC):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Inference] = loop.create_future()
         settle = partial(tell, answer)
-        cancel = self.submit(rows, deadline, settle)
+        cancel = self.submit(rows, deadline, settle, with_features=with_features)
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, settle)
         try:
             return await answer
@@ -93,11 +101,14 @@ class LocalDispatcher(Dispatcher):
         self._batcher = batcher
         self._origin = origin
 
-    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+    def submit(
+        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+    ) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
         receiver = _OnLoop(asyncio.get_running_loop(), rows, settle)
         try:
-            submission = self._batcher.submit(rows.rows, deadline, receiver, self._origin())
+            origin = self._origin()
+            submission = self._batcher.submit(rows.rows, deadline, receiver, origin, with_features=with_features)
         except BaseException:
             rows.close()
             raise

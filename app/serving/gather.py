@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.engines.base import Engine, Probabilities, Rows, StagingEngine
+from app.engines.base import Engine, Features, Probabilities, Rows, StagingEngine
 from app.errors import EngineError, HieraError
 from app.serving.batcher import Batcher
 from app.serving.submission import Slice
@@ -37,6 +37,11 @@ class GatheredBatch:
 
     slices: list[Slice]
     rows: Rows
+
+    @property
+    def with_features(self) -> bool:
+        """Whether somebody wants to know what the classifier read."""
+        return any(part.submission.with_features for part in self.slices)
 
     def halves(self) -> tuple[GatheredBatch, GatheredBatch]:
         """Cut in the middle of its rows, through a slice if need be. The batch has at least two rows."""
@@ -127,11 +132,17 @@ class BatchSource:
         return halves
 
     def finish(
-        self, slices: list[Slice], result: Probabilities | HieraError, *, began: float = 0.0, batch_rows: int = 0
+        self,
+        slices: list[Slice],
+        result: Probabilities | HieraError,
+        features: Features | None = None,
+        *,
+        began: float = 0.0,
+        batch_rows: int = 0,
     ) -> None:
         """Hand in what became of a batch; see `Batcher.finish`."""
         self._taken.remove(slices)
-        self._batcher.finish(slices, result, began=began, batch_rows=batch_rows)
+        self._batcher.finish(slices, result, features, began=began, batch_rows=batch_rows)
 
     def abandon(self, error: HieraError) -> None:
         """Settle all that is not handed in, and what is being taken now; the threads that hold the rows free them."""

@@ -160,11 +160,15 @@ class Session:
                 os.close(descriptor)
             raise ValueError("a submission without its memory, of a number in use, or for a model that was not shown")
         model = self._held[header.key]
+        if header.with_features and not model.feature_dim:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise ValueError("features of a model that has none")
         released = partial(self._channel.send, Kind.RELEASE, NUMBER.pack(number))
         try:
             if descriptor == LOST:  # this process was out of them
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            rows = self._memory.rows(descriptor, (header.rows, *model.row_shape))
+            rows = self._memory.rows(descriptor, (header.rows, *model.row_shape), reused=header.reused)
         except OSError as error:
             logger.error("a file's rows cannot be mapped: %s", error)
             self._memory.forget(math.inf)  # what is kept holds a descriptor each, which the next file may need
@@ -172,7 +176,12 @@ class Session:
             released()
             return
         try:
-            cancel = model.dispatcher.submit(MappedRows(rows, released), header.deadline, partial(self._settle, number))
+            cancel = model.dispatcher.submit(
+                MappedRows(rows, released),
+                header.deadline,
+                partial(self._settle, number),
+                with_features=header.with_features,
+            )
         except HieraError as error:
             self._settle(number, error)
         except Exception:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from app.engines.base import Engine
+from app.engines.base import Engine, features_of
 from app.engines.close_calls import CloseCalls
 from app.errors import EngineError, EngineOutOfMemory, HieraError
 from app.serving.batcher import Batcher
@@ -149,7 +149,9 @@ class Instance:
         try:
             with self._lent() as engine:
                 probabilities = run_checked(engine, batch.rows)
-                again = engine.again if isinstance(engine, CloseCalls) else 0  # while nobody else is lent it
+                # While nobody else is lent it.
+                again = engine.again if isinstance(engine, CloseCalls) else 0
+                features = features_of(engine) if batch.with_features else None
         except EngineOutOfMemory as error:
             self.busy = None
             if engine is not self._engine:
@@ -172,7 +174,7 @@ class Instance:
             return self._retry(batch, error)
         ended = self._clock()
         self.busy = None
-        self._source.finish(batch.slices, probabilities, began=began, batch_rows=rows)
+        self._source.finish(batch.slices, probabilities, features, began=began, batch_rows=rows)
         self._learn(engine, rows, ended - began)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
         if again:

@@ -30,6 +30,7 @@ class MappedRows:
     __slots__ = ("_on_close", "_rows")
 
     fd = -1
+    reused = False
 
     def __init__(self, rows: Rows, on_close: Callable[[], None]) -> None:
         self._rows: Rows | None = rows
@@ -55,12 +56,13 @@ class MappedMemory:
         # Those used last at the end, and when that was.
         self._kept: OrderedDict[tuple[int, int], tuple[NDArray[np.uint8], float]] = OrderedDict()
 
-    def rows(self, descriptor: int, shape: tuple[int, ...]) -> Rows:
+    def rows(self, descriptor: int, shape: tuple[int, ...], *, reused: bool) -> Rows:
         """The rows at the beginning of a file.
 
         Args:
             descriptor: closed here.
             shape: [n, *row_shape].
+            reused: whether the file will bring other rows later.
 
         Returns:
             uint8 of `shape`, read-only; the memory stays mapped as long as an array over it lives.
@@ -74,7 +76,7 @@ class MappedMemory:
             status = os.fstat(descriptor)
             if not 0 < size <= status.st_size:
                 raise ValueError(f"{size} bytes of rows in a file of {status.st_size}")
-            keep = status.st_size <= KEPT_BYTES
+            keep = reused and status.st_size <= KEPT_BYTES
             file = status.st_dev, status.st_ino
             kept = self._kept.pop(file, None)
             memory = _map(descriptor, status.st_size if keep else size) if kept is None else kept[0]

@@ -45,6 +45,7 @@ class LoadedModel:
         cost: seconds by batch size, followed while serving.
         dispatcher: where decoded rows go.
         instances: engines that take batches side by side.
+        feature_dim: width of the features that they give beside probabilities; 0 without any.
         row_shape, row_nbytes: of one row, uint8.
         predict_s: seconds until so many rows are done by all engine instances together.
         lane: what admission counts its work under.
@@ -60,6 +61,7 @@ class LoadedModel:
         cost: CostModel,
         dispatcher: Dispatcher,
         instances: int = 1,
+        feature_dim: int = 0,
         exact_images: bool = False,
     ) -> None:
         self.manifest = manifest
@@ -69,6 +71,7 @@ class LoadedModel:
         self.cost = cost
         self.dispatcher = dispatcher
         self.instances = instances
+        self.feature_dim = feature_dim
         self.identity = ModelIdentity(
             name=manifest.name,
             version=manifest.version,

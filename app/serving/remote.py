@@ -200,7 +200,13 @@ class HostLink:
         return decode_report(await self._ask(Kind.ORDER, encode_order(order)))
 
     def submit(
-        self, key: int, lease: RowsLease, deadline: float, settle: Callable[[Outcome], None]
+        self,
+        key: int,
+        lease: RowsLease,
+        deadline: float,
+        settle: Callable[[Outcome], None],
+        *,
+        with_features: bool,
     ) -> Callable[[], None]:
         """`Dispatcher.submit` for the model `key`.
 
@@ -209,7 +215,9 @@ class HostLink:
         """
         number = next(self._numbers)
         try:
-            header = wire.encode_submit(SubmitHeader(number, key, len(lease.rows), deadline))
+            header = wire.encode_submit(
+                SubmitHeader(number, key, len(lease.rows), deadline, with_features, lease.reused)
+            )
             descriptor = os.dup(lease.fd)
         except BaseException as error:
             lease.close()
@@ -283,6 +291,7 @@ class HostLink:
             cost=CostModel(loaded.curve),
             dispatcher=_RemoteDispatcher(self, loaded.key),
             instances=loaded.instances,
+            feature_dim=loaded.feature_dim,
             exact_images=self._exact_images,
         )
 
@@ -297,6 +306,8 @@ class _RemoteDispatcher(Dispatcher):
         self._link = link
         self._key = key
 
-    def submit(self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None]) -> Callable[[], None]:
+    def submit(
+        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+    ) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
-        return self._link.submit(self._key, rows, deadline, settle)
+        return self._link.submit(self._key, rows, deadline, settle, with_features=with_features)

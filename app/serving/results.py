@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Task = Literal["image", "video"]
 
 
@@ -66,6 +69,24 @@ class Latency:
     queue_s: float
     inference_s: float
     postprocess_s: float
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model itself gave, and how.
+
+    Attributes:
+        probabilities: float32 [n, classes].
+        features: float32 [n, D], what the classifier read; None unless they were asked for.
+        latency: `decode_s` is 0 for rows that came decoded.
+        batch_rows: rows of the largest batch that one of these rode in.
+    """
+
+    model: ModelIdentity
+    probabilities: NDArray[np.float32]
+    features: NDArray[np.float32] | None
+    latency: Latency
+    batch_rows: int
 
 
 @dataclass(frozen=True)

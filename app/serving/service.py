@@ -2,7 +2,8 @@
 
 ticket = service.admit("image", options, started=…)     before the body is read: model, deadline, room
 ticket.set_aside(), ticket.resume()                      when the upload takes long, and when it is complete
-await service.classify(ticket, body)                     once for each file of the request
+await service.classify(ticket, body)                     once for each file of the request, or what the model itself
+                                                         gives: run_file(ticket, body), run_rows(ticket, rows)
 ticket.release()                                         exactly once, whatever happened
 """
 
@@ -21,10 +22,12 @@ from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeInfo, DecodeJob, rows_of
 from app.serving.admission import Admission
 from app.serving.decode_load import DecodeLoad
+from app.serving.dispatcher import RowsLease
 from app.serving.model import LoadedModel
-from app.serving.observer import ServingObserver, SilentObserver, Stage
+from app.serving.observer import ServingObserver, SilentObserver
 from app.serving.postprocess import average_crops, average_views, top_k
-from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Prediction, Task
+from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Outputs, Prediction, Task
+from app.serving.submission import Inference
 from app.serving.ticket import Ticket
 
 
@@ -102,6 +105,11 @@ class Service:
         """Requests that were admitted and have not been answered."""
         return self._open_tickets
 
+    @property
+    def max_rows(self) -> int:
+        """The most rows that one request may bring."""
+        return self._admission.max_rows
+
     def admit(
         self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
     ) -> Ticket:
@@ -169,26 +177,25 @@ class Service:
             Overloaded, Unavailable: the engine's queue is full or closed after all.
             EngineError: the engine failed on this file's rows.
         """
-        model, observer, clock = ticket.model, self._observer, time.monotonic
-        stage: Stage = "decode"
-        try:
-            begin = clock()
-            rows = await self._decode(ticket, body)
-            info = rows.info
-            decoded = clock()
-            stage = "queue"
-            inference = await model.dispatcher.infer(rows, ticket.deadline)
-            inferred = clock()
-        except (asyncio.CancelledError, DeadlineExceeded):
-            observer.cancelled(model.name, stage)
-            raise
+        rows, decode_s = await self._decoded(ticket, body)
+        info = rows.info
+        inference = await self._inferred(ticket, rows)
+        began = time.monotonic()
         predictions, clips = _name_classes(inference.probabilities, ticket, info)
-        latency = Latency(decoded - begin, inference.queue_s, inference.inference_s, clock() - inferred)
-        observer.stage_duration(model.name, "decode", latency.decode_s)
-        observer.stage_duration(model.name, "queue", latency.queue_s)
-        observer.stage_duration(model.name, "inference", latency.inference_s)
-        observer.stage_duration(model.name, "postprocess", latency.postprocess_s)
-        return Classification(model.identity, predictions, latency, inference.batch_rows, clips)
+        latency = Latency(decode_s, inference.queue_s, inference.inference_s, time.monotonic() - began)
+        self._observer.stage_duration(ticket.model.name, "postprocess", latency.postprocess_s)
+        return Classification(ticket.model.identity, predictions, latency, inference.batch_rows, clips)
+
+    async def run_file(self, ticket: Ticket, body: SharedBytes, *, with_features: bool = False) -> Outputs:
+        """What the model gives for one file of an admitted request: [views of the file, …]. Errors as `classify`."""
+        rows, decode_s = await self._decoded(ticket, body)
+        return await self._run(ticket, rows, decode_s, with_features)
+
+    async def run_rows(self, ticket: Ticket, rows: RowsLease, *, with_features: bool = False) -> Outputs:
+        """What the model gives for rows that came decoded, uint8 [n, *row_shape], of the geometry that the manifest
+        says. They are closed once no engine reads them. Errors as `classify`, but for those of the file.
+        """
+        return await self._run(ticket, rows, 0.0, with_features)
 
     def drain(self) -> None:
         """Refuse new requests from now on; what was admitted goes on."""
@@ -204,6 +211,35 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+    async def _run(self, ticket: Ticket, rows: RowsLease, decode_s: float, with_features: bool) -> Outputs:
+        inference = await self._inferred(ticket, rows, with_features=with_features)
+        latency = Latency(decode_s, inference.queue_s, inference.inference_s, 0.0)
+        model, probabilities = ticket.model.identity, inference.probabilities
+        return Outputs(model, probabilities, inference.features, latency, inference.batch_rows)
+
+    async def _decoded(self, ticket: Ticket, body: SharedBytes) -> tuple[DecodedRows, float]:
+        """The rows of a file, and the seconds that they took."""
+        began = time.monotonic()
+        try:
+            rows = await self._decode(ticket, body)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._observer.cancelled(ticket.model.name, "decode")
+            raise
+        decode_s = time.monotonic() - began
+        self._observer.stage_duration(ticket.model.name, "decode", decode_s)
+        return rows, decode_s
+
+    async def _inferred(self, ticket: Ticket, rows: RowsLease, *, with_features: bool = False) -> Inference:
+        model = ticket.model
+        try:
+            inference = await model.dispatcher.infer(rows, ticket.deadline, with_features=with_features)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._observer.cancelled(model.name, "queue")
+            raise
+        self._observer.stage_duration(model.name, "queue", inference.queue_s)
+        self._observer.stage_duration(model.name, "inference", inference.inference_s)
+        return inference
 
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.base import Probabilities, Rows
+from app.engines.base import Features, Probabilities, Rows
 from app.errors import HieraError
 
 
@@ -22,12 +22,14 @@ class Inference:
         queue_s: from the submission to the start of the first batch that held one of its rows.
         inference_s: from there to the end of the last one.
         batch_rows: rows of the largest of these batches.
+        features: float32 [n, D], what the classifier read of each row; None unless they were asked for.
     """
 
     probabilities: NDArray[np.float32]
     queue_s: float
     inference_s: float
     batch_rows: int
+    features: Features | None = None
 
 
 Outcome = Inference | HieraError
@@ -51,23 +53,34 @@ class Submission:
     """The rows of one request in the queue. Its fields change under the batcher's lock alone."""
 
     __slots__ = (
-        "batch_rows", "began", "deadline", "enqueued", "in_flight", "origin", "probabilities", "receiver", "released",
-        "rows", "settled", "size", "taken", "unanswered",
+        "batch_rows", "began", "deadline", "enqueued", "features", "in_flight", "origin", "probabilities", "receiver",
+        "released", "rows", "settled", "size", "taken", "unanswered", "with_features",
     )  # fmt: skip
 
-    def __init__(self, rows: Rows, deadline: float, enqueued: float, receiver: Receiver, origin: object = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        deadline: float,
+        enqueued: float,
+        receiver: Receiver,
+        origin: object = None,
+        *,
+        with_features: bool = False,
+    ) -> None:
         self.rows: Rows | None = rows  # None once released, so that no view of freed memory lingers
         self.size = len(rows)
         self.deadline = deadline
         self.enqueued = enqueued
         self.receiver = receiver
         self.origin = origin  # what the observer knows the request by
+        self.with_features = with_features
         self.taken = 0
         self.in_flight = 0
         self.unanswered = self.size
         self.began = float("inf")
         self.batch_rows = 0
         self.probabilities: Probabilities | None = None
+        self.features: Features | None = None
         self.settled = False
         self.released = False
 
@@ -106,14 +119,12 @@ class Settlement:
     release: bool
 
 
-def keep_answer(submission: Submission, part: Slice, probabilities: Probabilities, now: float) -> Inference | None:
-    """Keep a slice's probabilities, float32 [slice, classes]; the whole inference when it was the last slice."""
-    if part.size == submission.size:
-        submission.probabilities = probabilities
-    else:
-        if submission.probabilities is None:
-            submission.probabilities = np.empty((submission.size, probabilities.shape[1]), np.float32)
-        submission.probabilities[part.start : part.stop] = probabilities
+def keep_answer(part: Slice, probabilities: Probabilities, features: Features | None, now: float) -> Inference | None:
+    """Keep what came of a slice, float32 [slice, classes] and [slice, D]; the whole inference with the last slice."""
+    submission = part.submission
+    submission.probabilities = _kept(submission.probabilities, part, probabilities)
+    if features is not None and submission.with_features:
+        submission.features = _kept(submission.features, part, features)
     submission.unanswered -= part.size
     if submission.unanswered:
         return None
@@ -123,4 +134,15 @@ def keep_answer(submission: Submission, part: Slice, probabilities: Probabilitie
         queue_s=submission.began - submission.enqueued,
         inference_s=now - submission.began,
         batch_rows=submission.batch_rows,
+        features=submission.features,
     )
+
+
+def _kept(kept: NDArray[np.float32] | None, part: Slice, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is known of a submission, float32 [size, width], with the values of one more slice."""
+    if part.size == part.submission.size:
+        return values
+    if kept is None:
+        kept = np.empty((part.submission.size, values.shape[1]), np.float32)
+    kept[part.start : part.stop] = values
+    return kept

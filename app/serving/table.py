@@ -80,7 +80,9 @@ class ModelTable:
         loaded = None
         if model is not None and key is not None:
             models[key] = model
-            loaded = LoadedRecord(key, model.labels, model.engine, model.choice, model.curve, model.instances)
+            loaded = LoadedRecord(
+                key, model.labels, model.engine, model.choice, model.curve, model.instances, model.feature_dim
+            )
         return ModelRecord(
             name=status.name,
             version=version,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from app.errors import DeadlineExceeded
 from app.media.spec import DecodeJob, rows_of
 from app.serving.admission import Reservation
 from app.serving.model import LoadedModel
@@ -65,6 +67,16 @@ class Ticket:
         """
         rows = files * rows_of(self.job)
         self.reservation.grow(rows=rows, nbytes=rows * self.model.row_nbytes + body_bytes)
+
+    def hurry(self, deadline: float) -> None:
+        """The caller bears no more than this, `time.monotonic()` seconds. A later deadline than it has is none.
+
+        Raises:
+            DeadlineExceeded: it has passed.
+        """
+        self.deadline = min(self.deadline, deadline)
+        if self.deadline <= time.monotonic():
+            raise DeadlineExceeded("the deadline passed while the request was read")
 
     def set_aside(self) -> None:
         """The upload takes long: until `resume`, it does not count in what others are predicted to wait."""

@@ -69,8 +69,8 @@ class Phase(IntEnum):
 
 
 NUMBER = struct.Struct("<Q")
-_SUBMIT = struct.Struct("<QIId")
-_ANSWER = struct.Struct("<QIIIdd")
+_SUBMIT = struct.Struct("<QIId??")
+_ANSWER = struct.Struct("<QIIIIdd")
 
 
 class SubmitHeader(NamedTuple):
@@ -81,12 +81,16 @@ class SubmitHeader(NamedTuple):
         key: of the model, from the table.
         rows: how many.
         deadline: `time.monotonic()` seconds; the processes share that clock.
+        with_features: whether they are to come with the answer.
+        reused: whether the memory will hold other rows later.
     """
 
     number: int
     key: int
     rows: int
     deadline: float
+    with_features: bool
+    reused: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class LoadedRecord:
     choice: EngineChoice
     curve: BatchCurve
     instances: int
+    feature_dim: int
 
 
 @dataclass(frozen=True)
@@ -144,15 +149,19 @@ def decode_submit(payload: bytes) -> SubmitHeader:
 
 def encode_answer(number: int, inference: Inference) -> bytes:
     rows, classes = inference.probabilities.shape
-    times = inference.queue_s, inference.inference_s
-    head = _ANSWER.pack(number, rows, classes, inference.batch_rows, *times)
-    return head + inference.probabilities.astype(np.float32, copy=False).tobytes()
+    features = inference.features
+    width = 0 if features is None else features.shape[1]
+    head = _ANSWER.pack(number, rows, classes, width, inference.batch_rows, inference.queue_s, inference.inference_s)
+    parts = [inference.probabilities] if features is None else [inference.probabilities, features]
+    return b"".join([head, *(part.astype(np.float32, copy=False).tobytes() for part in parts)])
 
 
 def decode_answer(payload: bytes) -> tuple[int, Inference]:
-    number, rows, classes, batch_rows, queue_s, inference_s = _ANSWER.unpack_from(payload)
-    probabilities = np.frombuffer(payload, np.float32, rows * classes, _ANSWER.size).reshape(rows, classes)
-    return number, Inference(probabilities, queue_s, inference_s, batch_rows)
+    number, rows, classes, width, batch_rows, queue_s, inference_s = _ANSWER.unpack_from(payload)
+    values = np.frombuffer(payload, np.float32, rows * (classes + width), _ANSWER.size)
+    probabilities = values[: rows * classes].reshape(rows, classes)
+    features = values[rows * classes :].reshape(rows, width) if width else None
+    return number, Inference(probabilities, queue_s, inference_s, batch_rows, features)
 
 
 def encode_error(error: HieraError) -> bytes:

@@ -251,3 +251,17 @@ def test_a_batch_without_room_is_told_as_that_and_smaller_ones_go_on(tmp_path: P
     assert len(stand_in.recorded()) == 1
     assert not [line for line in stand_in.journal if line.startswith("forbidden")]
     engine.close()
+
+
+def test_features_are_recorded_with_their_batch_and_fetched_without_another_run(
+    tmp_path: Path, stand_in: StandIn
+) -> None:
+    config = few_blocks("hiera_base_224")
+    engine = engine_of(graph_of(config, "fp16", tmp_path), config, "fp16")
+    assert engine.feature_dim == 768
+    for batch in (4, 3):  # 3 runs as 4
+        run(engine, batch)
+        stand_in.forget()
+        assert engine.features().shape == (batch, 768)
+        assert stand_in.journal == []
+    engine.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Features, Probabilities, Rows
 from app.engines.factory import EngineOptions
 from app.repository.manifest import Precision
 from app.repository.store import Package, PackagePath, open_package
@@ -47,6 +47,11 @@ class Fixed:
         """Nothing is held."""
 
 
+def classes_alone(rows: Rows) -> tuple[Probabilities, None]:
+    """A judge that knows no features."""
+    return Fixed().run(rows), None
+
+
 def marked(count: int) -> list[np.ndarray]:
     return [np.full((1, 1, 3), mark, np.uint8) for mark in range(count)]
 
@@ -59,8 +64,39 @@ def package_of(objects: Path, *, trained: bool, precision: Precision = "bf16") -
     return dataclasses.replace(package, manifest=manifest)
 
 
+class Described(Fixed):
+    """The same with features: the mark, turned by `angle` in a plane."""
+
+    feature_dim = 2
+
+    def __init__(self, angle: float = 0.0) -> None:
+        super().__init__()
+        self._angle = angle
+
+    def run(self, rows: Rows) -> Probabilities:
+        self._marks = rows.reshape(len(rows), -1)[:, 0].astype(np.float32)
+        return super().run(rows)
+
+    def features(self) -> Features:
+        turned = np.array([np.cos(self._angle), np.sin(self._angle)], np.float32)
+        return (1 + self._marks)[:, None] * turned  # [n, 2]
+
+
+def described(rows: Rows) -> tuple[Probabilities, Features]:
+    judge = Described()
+    return judge.run(rows), judge.features()
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.1])
+def test_features_are_compared_by_their_angle_where_both_give_them(angle: float) -> None:
+    agreement = measure_agreement(Described(angle), described, iter(marked(5)), batch=2)
+    assert agreement.features == pytest.approx(np.cos(angle), abs=1e-6)
+    assert measure_agreement(Fixed(), described, iter(marked(5)), batch=2).features is None
+    assert measure_agreement(Described(), classes_alone, iter(marked(5)), batch=2).features is None
+
+
 def test_every_row_counts_once_in_batches_of_any_size() -> None:
-    agreement = measure_agreement(Fixed(wrong=(3, 9)), Fixed().run, iter(marked(10)), batch=4)
+    agreement = measure_agreement(Fixed(wrong=(3, 9)), classes_alone, iter(marked(10)), batch=4)
     assert (agreement.rows, agreement.top1) == (10, 0.8)
     assert agreement.max_probability == pytest.approx(0.6)
     assert agreement.mean_probability == pytest.approx(0.12)
@@ -68,7 +104,7 @@ def test_every_row_counts_once_in_batches_of_any_size() -> None:
 
 
 def test_one_row_in_a_hundred_is_too_much_for_trained_weights_and_for_random_ones(objects: Path) -> None:
-    agreement = measure_agreement(Fixed(wrong=(7,)), Fixed().run, iter(marked(100)), batch=8)
+    agreement = measure_agreement(Fixed(wrong=(7,)), classes_alone, iter(marked(100)), batch=8)
     for trained in (True, False):
         with pytest.raises(ParityFailed, match=r"top-1 agreement is 99\.00%"):
             check_agreement(agreement, package_of(objects, trained=trained), "bf16")
@@ -76,7 +112,7 @@ def test_one_row_in_a_hundred_is_too_much_for_trained_weights_and_for_random_one
 
 def test_one_row_in_a_thousand_is_allowed_to_random_weights_alone(objects: Path) -> None:
     rows = [np.full((1, 1, 3), 200 if index == 17 else index % 4, np.uint8) for index in range(1000)]
-    agreement = measure_agreement(Fixed(wrong=(200,)), Fixed().run, iter(rows), batch=100)
+    agreement = measure_agreement(Fixed(wrong=(200,)), classes_alone, iter(rows), batch=100)
     assert agreement.top1 == 0.999
     with pytest.raises(ParityFailed, match=r"100\.0% is needed"):
         check_agreement(agreement, package_of(objects, trained=True), "fp32")
@@ -86,15 +122,15 @@ def test_one_row_in_a_thousand_is_allowed_to_random_weights_alone(objects: Path)
 
 def test_a_probability_that_is_too_far_off_or_no_number_fails(objects: Path) -> None:
     package = package_of(objects, trained=True)
-    check_agreement(measure_agreement(Fixed(error=0.1), Fixed().run, iter(marked(8)), 4), package, "bf16")
+    check_agreement(measure_agreement(Fixed(error=0.1), classes_alone, iter(marked(8)), 4), package, "bf16")
     for error in (0.2, float("nan")):
-        agreement = measure_agreement(Fixed(error=error), Fixed().run, iter(marked(8)), 4)
+        agreement = measure_agreement(Fixed(error=error), classes_alone, iter(marked(8)), 4)
         with pytest.raises(ParityFailed, match="a probability differs"):
             check_agreement(agreement, package, "bf16")
 
 
 def test_the_looser_bound_of_the_graph_and_of_the_engine_counts(objects: Path) -> None:
-    agreement = measure_agreement(Fixed(error=0.1), Fixed().run, iter(marked(8)), 4)
+    agreement = measure_agreement(Fixed(error=0.1), classes_alone, iter(marked(8)), 4)
     check_agreement(agreement, package_of(objects, trained=True, precision="bf16"), "fp32")
     fp32 = package_of(objects, trained=True, precision="fp32")
     check_agreement(agreement, fp32, "bf16")

@@ -154,4 +154,4 @@ def test_the_plan_is_for_the_target_alone_and_gives_probabilities_alone(
 ) -> None:
     built(objects, tmp_path, max_batch=2)
     assert bindings.config.capabilities == ["8.9"]
-    assert [output.name for output in bindings.network.outputs] == ["probabilities"]
+    assert [output.name for output in bindings.network.outputs] == ["probabilities", "features"]

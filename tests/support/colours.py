@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import onnx
+from feature_graph import add_features
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -54,15 +55,18 @@ def write_colour_package(
     random_seed: int | None = None,
     sharpness: float = 8.0,
     ballast_bytes: int = 0,
+    features: bool = False,
 ) -> Path:
     """A real package whose model names the strongest of red, green and blue: its answers can be foretold. `sharpness`
     scales the logits, so that two versions can be told apart by their probabilities; `ballast_bytes` of weights are
-    multiplied by zero and added, so that it weighs something."""
+    multiplied by zero and added, so that it weighs something; with `features` it gives the mean colour, too."""
     row_shape = (8, 8, 3) if task == "image" else (4, 8, 8, 3)
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     weight = np.eye(3, dtype=np.float32) * np.float32(sharpness)
     _write_graph(folder / "model.onnx", row_shape, weight, ballast_bytes)
+    if features:
+        add_features(folder / "model.onnx")
     (folder.parent / "labels.txt").write_text("red\ngreen\nblue\n")
     rows = np.stack([np.full(row_shape, colour, np.uint8) for colour in (RED, GREEN, BLUE)])
     logits = (rows.reshape(3, -1, 3).mean(axis=1) / 255) @ weight

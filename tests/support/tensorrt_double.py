@@ -61,8 +61,9 @@ class CudaEngine:
     def __init__(self, session: ort.InferenceSession, logger: ILogger) -> None:
         self.session = session
         self.logger = logger
-        # As `hiera-export tensorrt` leaves them: the rows and the probabilities alone.
-        self._tensors = {each.name: each for each in (session.get_inputs()[0], session.get_outputs()[0])}
+        # As `hiera-export tensorrt` leaves them: the rows, the probabilities, and features where the graph has them.
+        tensors = (*session.get_inputs(), *session.get_outputs())
+        self._tensors = {each.name: each for each in tensors if each.name != "logits"}
         self.num_io_tensors = len(self._tensors)
         self.device_memory_size_v2 = 4096
         self.profiles = [(1, 1, 2), (3, 8, 8)]
@@ -128,7 +129,7 @@ class ExecutionContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return name in ("rows", "probabilities")
+        return name in ("rows", "probabilities", "features")
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert not self._shape, "shapes are those of the profile before"
@@ -152,6 +153,7 @@ class ExecutionContext:
         nbytes = int(np.prod(self._shape))
         memory = (ctypes.c_uint8 * nbytes).from_address(self._addresses["rows"])
         rows = np.ctypeslib.as_array(memory).reshape(self._shape)
-        answers = self._engine.session.run(["probabilities"], {"rows": rows})[0]
-        ctypes.memmove(self._addresses["probabilities"], answers.ctypes.data, answers.nbytes)
+        outputs = [name for name in self._addresses if name != "rows"]
+        for name, answers in zip(outputs, self._engine.session.run(outputs, {"rows": rows}), strict=True):
+            ctypes.memmove(self._addresses[name], answers.ctypes.data, answers.nbytes)
         return True

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import Engine, EngineInfo, Features, Probabilities, Rows, feature_dim, features_of
 from app.engines.close_calls import CloseCalls, close_rows, first_look
 from app.errors import EngineError
 
@@ -41,6 +41,21 @@ class Spoken:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Read(Spoken):
+    """Has features, too, float32 [n, 2]: each row's mark, and the sign of the engine that read it."""
+
+    def __init__(self, precision: str, answers: dict[int, list[float]], sign: float) -> None:
+        super().__init__(precision, answers)
+        self.sign = sign
+        self.feature_dim = 2
+
+    def features(self) -> Features:
+        return np.array([[mark, self.sign] for mark in self.batches[-1]], np.float32)
+
+    def twin(self) -> Read:
+        return Read(self.info.precision, self.answers, self.sign)
 
 
 def rows_of(*marks: int) -> Rows:
@@ -117,6 +132,36 @@ def test_one_beside_it_shares_the_exact_model_and_each_closes_its_own(quick: Spo
     assert (quick.closed, exact.closed, other.closed, twin.closed) == (1, 1, 0, 0)
     beside.close()
     assert (quick.closed, exact.closed, other.closed, twin.closed) == (1, 1, 1, 1)
+
+
+def test_the_features_of_close_calls_alone_are_the_exact_engine_s() -> None:
+    engine = CloseCalls(Read("bf16", QUICK, 0.25), Read("fp32", EXACT, 0.5), MARGIN)
+    assert feature_dim(engine) == 2
+    engine.run(rows_of(2, 1, 3, 4, 1))
+    expected = [[2, 0.25], [1, 0.5], [3, 0.5], [4, 0.25], [1, 0.5]]
+    np.testing.assert_array_equal(features_of(engine), np.array(expected, np.float32))
+    np.testing.assert_array_equal(features_of(engine), np.array(expected, np.float32))  # asked a second time
+
+
+def test_the_exact_features_of_an_earlier_batch_are_forgotten() -> None:
+    quick, exact = Read("bf16", QUICK, 0.25), Read("fp32", EXACT, 0.5)
+    for engine in (CloseCalls(quick, exact, MARGIN), CloseCalls(quick, exact, MARGIN).beside(quick)):
+        engine.run(rows_of(1, 2, 3))
+        engine.run(rows_of(4, 2))
+        np.testing.assert_array_equal(features_of(engine), np.array([[4, 0.25], [2, 0.25]], np.float32))
+
+
+@pytest.mark.parametrize("knows", ["quick", "exact"])
+def test_features_that_one_of_the_two_does_not_have_are_none(knows: str, quick: Spoken, exact: Spoken) -> None:
+    if knows == "quick":
+        quick = Read("bf16", QUICK, 0.25)
+    else:
+        exact = Read("fp32", EXACT, 0.5)
+    engine: Engine = CloseCalls(quick, exact, MARGIN)
+    assert feature_dim(engine) == 0
+    np.testing.assert_array_equal(engine.run(rows_of(2, 1)), np.array([QUICK[2], EXACT[1]], np.float32))
+    with pytest.raises(EngineError, match="gives no features"):
+        features_of(engine)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from host_device import HostDevice, LateDevice
 
 from app.engines.base import Rows, batch_ladder
-from app.engines.pipeline import Pipeline
+from app.engines.pipeline import FurtherOutput, Pipeline
 from app.errors import EngineError, EngineOutOfMemory
 
 ROW = (2, 2, 3)
@@ -30,6 +30,19 @@ class Sums:
         ctypes.memmove(self._pipeline.output, answers.ctypes.data, answers.nbytes)
 
 
+class SumsAndEnds(Sums):
+    """Leaves a further output, the first and the last value of each row, beside the figures."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline)
+        self.output: FurtherOutput = pipeline.add_output(2)
+
+    def __call__(self, size: int) -> None:
+        super().__call__(size)
+        both = ends(_at(self._pipeline.input, size * 12).reshape(size, *ROW))
+        ctypes.memmove(self.output.address, both.ctypes.data, both.nbytes)
+
+
 def _at(address: int, nbytes: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
@@ -37,6 +50,11 @@ def _at(address: int, nbytes: int) -> np.ndarray:
 def expected(rows: Rows) -> np.ndarray:
     flat = rows.reshape(len(rows), 12).astype(np.float32)
     return np.stack([flat[:, 0], flat[:, 5], flat[:, 11], flat.sum(axis=1)], axis=1)
+
+
+def ends(rows: Rows) -> np.ndarray:
+    flat = rows.reshape(len(rows), 12).astype(np.float32)
+    return np.ascontiguousarray(flat[:, [0, 11]])
 
 
 def draw(n: int, seed: int = 0) -> Rows:
@@ -191,6 +209,59 @@ def test_the_answers_of_a_batch_survive_the_next(pipeline: Pipeline) -> None:
     kept = first.copy()
     pipeline.run(draw(2, 2), sums, record=False)
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_further_output_is_fetched_for_the_rows_of_the_last_batch(
+    pipeline: Pipeline, device: HostDevice, record: bool
+) -> None:
+    both = SumsAndEnds(pipeline)
+    for n in (8, 1, 3, 5, 8):
+        rows = draw(n, n)
+        np.testing.assert_array_equal(pipeline.run(rows, both, record=record), expected(rows))
+        np.testing.assert_array_equal(pipeline.fetch(both.output, n), ends(rows))
+    pipeline.close()
+    assert not device.held
+
+
+def test_a_further_output_stays_on_the_device_unless_it_is_fetched(pipeline: Pipeline, device: HostDevice) -> None:
+    both = SumsAndEnds(pipeline)
+    for _ in range(2):
+        pipeline.run(draw(4), both, record=False)
+    assert device.log.count("download") == 2
+    pipeline.fetch(both.output, 4)
+    assert device.log.count("download") == 3
+
+
+def test_what_was_fetched_survives_the_next_batch(pipeline: Pipeline) -> None:
+    both = SumsAndEnds(pipeline)
+    pipeline.run(draw(2, 1), both, record=False)
+    first = pipeline.fetch(both.output, 2)
+    pipeline.run(draw(2, 2), both, record=False)
+    pipeline.fetch(both.output, 2)
+    np.testing.assert_array_equal(first, ends(draw(2, 1)))
+
+
+def test_a_further_output_is_waited_for_on_a_device_that_is_never_early() -> None:
+    device = LateDevice()
+    pipeline = Pipeline(device, ROW, CLASSES, batch_ladder(4))
+    both = SumsAndEnds(pipeline)
+    first, ahead = draw(3, 1), draw(3, 2)
+    for rows, following in ((first, ahead), (ahead, first)):
+        pipeline.run(rows, lambda size: device.later(pipeline.stream, lambda: both(size)), record=False)
+        pipeline.stage(following)  # its rows are on their way and are not what is fetched
+        np.testing.assert_array_equal(pipeline.fetch(both.output, 3), ends(rows))
+    pipeline.close()
+    assert not device.held
+
+
+def test_a_further_output_that_does_not_fit_is_named_as_that_and_the_rest_is_given_back() -> None:
+    device = HostDevice(room=100)
+    pipeline = Pipeline(device, ROW, CLASSES, (1, 4))
+    with pytest.raises(EngineOutOfMemory):
+        pipeline.add_output(7)
+    pipeline.close()
+    assert not device.held
 
 
 def test_everything_is_given_back(pipeline: Pipeline, device: HostDevice) -> None:

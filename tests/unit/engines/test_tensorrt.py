@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorrt_double
+from feature_graph import add_features, features_in
 from host_device import HostDevice
 
-from app.engines.base import Graph, StagingEngine
+from app.engines.base import Graph, StagingEngine, feature_dim, features_of
 from app.engines.onnxruntime import OnnxRuntimeEngine
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, find_plan, graph_sources, record_file
 from app.engines.tensorrt import TensorRtEngine
@@ -49,6 +50,38 @@ def build(graph: Path, device: HostDevice | None = None, **changes: Any) -> Tens
 
 def draw(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, *ROW), dtype=np.uint8)
+
+
+def test_it_gives_features_where_the_plan_has_them(make_graph: MakeGraph) -> None:
+    graph = add_features(make_graph())
+    write_plan(graph)
+    engine = build(graph)
+    assert feature_dim(engine) == 3
+    for n in (8, 1, 3):  # 3 runs as 4
+        engine.run(draw(n, n))
+        np.testing.assert_allclose(features_of(engine), features_in(graph, draw(n, n)), atol=1e-5)
+    first = features_of(engine)
+    kept = first.copy()
+    engine.run(draw(3, 9))
+    np.testing.assert_array_equal(first, kept)
+    engine.close()
+
+
+def test_a_plan_without_features_serves_without(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    engine = build(graph)
+    assert feature_dim(engine) == 0
+    with pytest.raises(EngineError, match="gives no features"):
+        features_of(engine)
+    engine.close()
+
+
+def test_a_plan_whose_features_are_no_float32_rows_is_refused(make_graph: MakeGraph) -> None:
+    graph = add_features(make_graph(), shape=(3, 1))
+    write_plan(graph)
+    with pytest.raises(PackageError, match=r"not float32 \[n, D\]"):
+        build(graph)
 
 
 def test_it_answers_as_the_graph_does_at_every_batch_size_and_each_time(make_graph: MakeGraph) -> None:

@@ -21,7 +21,7 @@ from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.pool import MOST_CODEC_THREADS, MediaPool
 from app.media.process import FORK_SERVER_COMMAND, WorkerProcess
-from app.media.shared import SMALL_FILE_BYTES, SharedBytes
+from app.media.shared import KEPT_BUFFERS, SMALL_FILE_BYTES, SharedBytes
 from app.media.spec import DecodeJob, ImageSpec
 
 
@@ -103,6 +103,21 @@ def test_rows_that_are_held_keep_their_pixels_while_other_jobs_run() -> None:
                 decoded.close()
             with await order(pool, "fill:99") as decoded:
                 assert (decoded.rows == 99).all()
+
+    run(scene)
+
+
+def test_rows_say_whether_their_memory_will_hold_others_later() -> None:
+    large = DecodeJob(ImageSpec(resize_short_side=640, height=640, width=640))  # 1.2 MB
+
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            held = [await order(pool, "fill:1") for _ in range(KEPT_BUFFERS + 1)]
+            assert [decoded.reused for decoded in held] == [True] * KEPT_BUFFERS + [False]
+            for decoded in held:
+                decoded.close()
+            with await order(pool, "fill:1", large) as decoded:
+                assert not decoded.reused
 
     run(scene)
 

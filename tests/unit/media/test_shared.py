@@ -19,6 +19,7 @@ from app.media.shared import (
     DecodedRows,
     RowBuffers,
     SharedBytes,
+    UploadedRows,
 )
 from app.media.spec import DecodeInfo
 
@@ -205,3 +206,83 @@ def test_forgotten_decoded_rows_release_themselves() -> None:
     DecodedRows(np.zeros(3, np.uint8), INFO, 0.1, release=lambda: released.append(True))
     gc.collect()
     assert released == [True]
+
+
+SHAPE = (2, 2, 4, 3)
+PIXELS = bytes(range(48))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 24, 48])
+@pytest.mark.parametrize("view", [False, True])
+def test_uploaded_rows_are_the_chunks_in_the_order_written(chunk_size: int, view: bool) -> None:
+    uploaded = UploadedRows(SHAPE)
+    assert (uploaded.missing, uploaded.reused) == (48, False)
+    for start in range(0, 48, chunk_size):
+        chunk = PIXELS[start : start + chunk_size]
+        uploaded.write(memoryview(chunk) if view else chunk)
+        uploaded.write(b"")
+        assert uploaded.missing == max(0, 48 - start - chunk_size)
+    rows = uploaded.rows
+    assert (rows.shape, rows.dtype) == (SHAPE, np.dtype(np.uint8))
+    np.testing.assert_array_equal(rows.ravel(), np.arange(48))
+    assert os.pread(uploaded.fd, 100, 0) == PIXELS
+    uploaded.close()
+
+
+def test_uploaded_rows_cannot_be_changed_by_who_reads_them() -> None:
+    uploaded = UploadedRows(SHAPE)
+    uploaded.write(PIXELS)
+    with pytest.raises(ValueError, match="read-only"):
+        uploaded.rows[0] = 1
+    with pytest.raises(PermissionError):
+        os.ftruncate(uploaded.fd, 0)
+    uploaded.close()
+
+
+def test_uploaded_rows_are_not_read_before_the_last_byte_and_take_none_more() -> None:
+    uploaded = UploadedRows(SHAPE)
+    with pytest.raises(ValueError, match="more bytes than there are rows for"):
+        uploaded.write(PIXELS + b"x")
+    uploaded.write(PIXELS[:47])
+    with pytest.raises(ValueError, match="1 bytes of the rows are missing"):
+        uploaded.rows  # noqa: B018
+    with pytest.raises(ValueError, match="more bytes"):
+        uploaded.write(b"xy")
+    uploaded.write(PIXELS[47:])
+    with pytest.raises(ValueError, match="more bytes"):
+        uploaded.write(b"x")
+    np.testing.assert_array_equal(uploaded.rows.ravel(), np.arange(48))
+    uploaded.close()
+
+
+def test_closed_uploaded_rows_give_their_descriptor_back_and_what_was_read_of_them_stays() -> None:
+    before = open_descriptors()
+    uploaded, unfinished = UploadedRows(SHAPE), UploadedRows(SHAPE)
+    uploaded.write(PIXELS)
+    rows = uploaded.rows
+    for each in (uploaded, unfinished, uploaded):
+        each.close()
+        assert each.fd == -1
+    with pytest.raises(ValueError, match="closed"):
+        uploaded.rows  # noqa: B018
+    np.testing.assert_array_equal(rows.ravel(), np.arange(48))
+    del rows
+    assert open_descriptors() == before
+
+
+def test_uploaded_rows_that_find_no_descriptor_left_say_that_the_server_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(name: str, flags: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    with pytest.raises(Overloaded):
+        UploadedRows(SHAPE)
+
+
+def test_forgotten_uploaded_rows_leak_no_descriptor() -> None:
+    before = open_descriptors()
+    UploadedRows(SHAPE).write(PIXELS)
+    gc.collect()
+    assert open_descriptors() == before

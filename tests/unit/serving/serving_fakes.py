@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from app.engines.base import EngineInfo, Probabilities, Rows
+from app.engines.base import EngineInfo, Features, Probabilities, Rows
 from app.errors import HieraError
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeInfo, DecodeJob, VideoSpec, View
@@ -19,6 +19,7 @@ from app.serving.submission import Inference, Outcome, Settlement
 
 ROW_SHAPE = (2, 2, 3)
 CLASSES = 7
+FEATURES = 3
 PATIENCE_S = 10.0  # bound of every wait in these tests; never reached when the code is right
 
 
@@ -59,6 +60,34 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed.set()
+
+
+class FeaturesEngine(FakeEngine):
+    """A fake engine that says what it read, too; `fetched` has the batches that it was asked that of."""
+
+    def __init__(
+        self, before_run: Callable[[list[int]], None] = lambda marks: None, *, max_batch: int = 8, device: str = "cpu"
+    ) -> None:
+        super().__init__(before_run, max_batch=max_batch, device=device)
+        self.feature_dim = FEATURES
+        self.fetched: list[list[int]] = []
+        self._last: list[int] = []  # that went well
+
+    def run(self, rows: Rows) -> Probabilities:
+        probabilities = super().run(rows)
+        self._last = marks_of(rows)
+        return probabilities
+
+    def features(self) -> Features:
+        self.fetched.append(self._last)
+        return fake_features(self._last)
+
+
+def fake_features(marks: Sequence[int]) -> Features:
+    """What `FeaturesEngine` reads of rows: float32 [n, FEATURES], their marks and fractions that count up."""
+    features = np.empty((len(marks), FEATURES), np.float32)
+    features[...] = np.array(marks)[:, None] + np.arange(FEATURES) / 4
+    return features
 
 
 def probabilities_of(marks: Sequence[int]) -> Probabilities:
@@ -158,6 +187,7 @@ class FakeRows:
         self.info = DecodeInfo(width=2, height=2, format="fake", views=views)
         self.decode_s = decode_s
         self.fd = -1
+        self.reused = False
         self.closes = 0
 
     @property

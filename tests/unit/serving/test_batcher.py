@@ -5,8 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from serving_fakes import PATIENCE_S, Clock, Listener, deliver_here, marks_of, probabilities_of, rows_of
+from serving_fakes import (
+    PATIENCE_S,
+    Clock,
+    Listener,
+    deliver_here,
+    fake_features,
+    marks_of,
+    probabilities_of,
+    rows_of,
+)
 
 from app.errors import DeadlineExceeded, EngineError, Overloaded, Unavailable
 from app.serving.batcher import Batcher
@@ -53,6 +63,11 @@ def marks(slices: list[Slice]) -> list[int]:
 
 def finish(batcher: Batcher, slices: list[Slice], batch_rows: int = 1) -> None:
     batcher.finish(slices, probabilities_of(marks(slices)), began=1001.0, batch_rows=batch_rows)
+
+
+def finish_with_features(batcher: Batcher, slices: list[Slice]) -> None:
+    run = marks(slices)
+    batcher.finish(slices, probabilities_of(run), fake_features(run), began=1001.0, batch_rows=len(run))
 
 
 def test_rows_leave_in_order_of_deadline_and_first_come_first_served_among_equals(batcher: Batcher) -> None:
@@ -103,6 +118,31 @@ def test_rows_of_several_requests_share_a_batch_and_the_rest_of_the_last_one_wai
     assert marks(take(batcher, limit=4)) == [1, 2, 3, 4]
     assert batcher.pending_rows == 1
     assert marks(take(batcher, limit=4)) == [5]
+
+
+def test_the_features_of_a_batch_come_to_those_who_asked_for_them_alone(batcher: Batcher) -> None:
+    listeners = [Listener() for _ in range(4)]
+    for listener, rows, asks in zip(listeners, [(1,), (2, 3), (4,), (5, 6)], [False, True, False, True], strict=True):
+        batcher.submit(rows_of(*rows), LATER, listener, with_features=asks)
+    finish_with_features(batcher, take(batcher))
+    assert listeners[0].inference().features is None
+    np.testing.assert_array_equal(listeners[1].inference().features, fake_features([2, 3]))
+    assert listeners[2].inference().features is None
+    np.testing.assert_array_equal(listeners[3].inference().features, fake_features([5, 6]))
+
+
+def test_the_features_of_a_cut_request_come_whole_and_in_the_order_of_its_rows(batcher: Batcher) -> None:
+    asks, does_not = Listener(), Listener()
+    batcher.submit(rows_of(1, 2, 3, 4, 5), 1500.0, asks, with_features=True)
+    batcher.submit(rows_of(6, 7), LATER, does_not)
+    parts = [take(batcher, limit=2) for _ in range(4)]
+    assert [marks(part) for part in parts] == [[1, 2], [3, 4], [5, 6], [7]]
+    for part in (parts[2], parts[0], parts[1]):
+        assert not asks.outcomes
+        finish_with_features(batcher, part)
+    finish(batcher, parts[3])
+    np.testing.assert_array_equal(asks.inference().features, fake_features([1, 2, 3, 4, 5]))
+    assert does_not.inference().features is None
 
 
 def test_expired_rows_are_dropped_when_a_batch_closes(batcher: Batcher, clock: Clock) -> None:

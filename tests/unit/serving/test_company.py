@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-from serving_fakes import PATIENCE_S, Clock, FakeEngine, Gate, Listener, classes_of, deliver_here, flat_curve, rows_of
+from serving_fakes import (
+    PATIENCE_S,
+    Clock,
+    FeaturesEngine,
+    Gate,
+    Listener,
+    classes_of,
+    deliver_here,
+    fake_features,
+    flat_curve,
+    rows_of,
+)
 
 from app.errors import EngineError
 from app.serving.batcher import Batcher
@@ -21,7 +33,7 @@ class Streams:
 
     def __init__(self) -> None:
         self.gate, self.clock = Gate(), Clock()
-        self.whole, self.streams = FakeEngine(self.gate), [FakeEngine(self.gate), FakeEngine(self.gate)]
+        self.whole, self.streams = FeaturesEngine(self.gate), [FeaturesEngine(self.gate) for _ in range(2)]
         self.company = Company(self.whole)
         self.batcher = Batcher(max_rows=100, deliver=deliver_here, predict_s=lambda rows: 0.0)
         self.cost = CostModel(flat_curve(1))
@@ -41,9 +53,9 @@ class Streams:
         for instance in self.instances:
             instance.start()
 
-    def submit(self, mark: int) -> Listener:
+    def submit(self, mark: int, *, with_features: bool = False) -> Listener:
         listener = Listener()
-        self.batcher.submit(rows_of(mark), math.inf, listener)
+        self.batcher.submit(rows_of(mark), math.inf, listener, with_features=with_features)
         return listener
 
     @property
@@ -80,6 +92,18 @@ def test_a_row_that_comes_beside_another_has_a_stream(streams: Streams) -> None:
     streams.gate.open()
     assert [classes_of(each.inference()) for each in (first, second)] == [[1], [2]]
     assert (streams.whole.batches, streams.streamed) == ([[1]], [[2]])
+
+
+def test_features_are_those_of_the_engine_that_ran_the_batch(streams: Streams) -> None:
+    first = streams.submit(1, with_features=True)
+    streams.gate.wait_entered()  # on the whole
+    second = streams.submit(2, with_features=True)
+    streams.gate.wait_entered()  # on a stream
+    streams.gate.open()
+    np.testing.assert_array_equal(first.inference().features, fake_features([1]))
+    np.testing.assert_array_equal(second.inference().features, fake_features([2]))
+    assert streams.whole.fetched == [[1]]
+    assert sorted(stream.fetched for stream in streams.streams) == [[], [[2]]]
 
 
 def test_under_load_only_streams_work(streams: Streams) -> None:

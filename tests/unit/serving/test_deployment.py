@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feature_graph import add_features, features_in
 from serving_fakes import PATIENCE_S, FakeRows
 
 from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine, create_streams
 from app.errors import ChangeRefused, EngineError, EngineOutOfMemory
-from app.repository.store import discover, open_package
+from app.repository.store import discover, open_package, sha256
 from app.serving import deployment, proven
 from app.serving.curve import BatchCurve, Sample, warm_up
 from app.serving.deployment import Deployment, ServingOptions
@@ -193,3 +195,28 @@ def test_an_engine_that_is_back_as_its_version_is_withdrawn_leaves_no_word_of_it
     leaving.join(PATIENCE_S)
     served.close(PATIENCE_S)
     assert told == ["ready", "gone"]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # two alone, or two streams and the engine of all cores
+def test_a_model_says_how_wide_its_engines_features_are_and_gives_them(
+    make_package: Callable[..., Path], tmp_path: Path, engine: str
+) -> None:
+    folder = make_package("model") / "model" / "1"
+    graph = add_features(folder / "model.onnx")
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["files"]["model.onnx"] = sha256(graph)
+    (folder / "model.json").write_text(json.dumps(manifest))
+    make_package("plain")
+    options = EngineOptions(engine, precision="fp32", threads=2, max_batch=2)  # type: ignore[arg-type] # one of its words
+    registry = ModelRegistry(tmp_path / "repo", options, ServingOptions(instances=2, warmup_budget_s=0.05))
+    registry.load_all()
+    model, plain = registry.get("image", "model"), registry.get("image", "plain")
+    assert (model.feature_dim, plain.feature_dim) == (3, 0)
+    rows = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    deadline = time.monotonic() + PATIENCE_S
+    inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), deadline, with_features=True))
+    assert inference.features is not None
+    np.testing.assert_allclose(inference.features, features_in(graph, rows), atol=1e-5)
+    model.release()
+    plain.release()
+    registry.close(PATIENCE_S)

@@ -8,8 +8,20 @@ import time
 import weakref
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-from serving_fakes import PATIENCE_S, FakeEngine, FakeRows, Gate, Listener, classes_of, flat_curve, rows_of
+from serving_fakes import (
+    PATIENCE_S,
+    FakeEngine,
+    FakeRows,
+    FeaturesEngine,
+    Gate,
+    Listener,
+    classes_of,
+    fake_features,
+    flat_curve,
+    rows_of,
+)
 
 from app.errors import DeadlineExceeded, EngineError, Overloaded
 from app.serving.batcher import Batcher
@@ -36,7 +48,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def engine(batcher: Batcher, gate: Gate) -> Iterator[FakeEngine]:
-    engine = FakeEngine(gate)
+    engine = FeaturesEngine(gate)
     instance = Instance("model", engine, batcher, CostModel(flat_curve()), SilentObserver(), prove=lambda engine: None)
     instance.start()
     yield engine
@@ -68,6 +80,15 @@ def test_an_answer_comes_back_and_its_rows_are_given_back(
     inference = asyncio.run(dispatcher.infer(rows, soon()))
     assert classes_of(inference) == [2, 5]
     assert rows.closes == 1
+
+
+def test_features_come_with_the_answer_where_they_are_asked_for(
+    dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate
+) -> None:
+    gate.open()
+    inference = asyncio.run(dispatcher.infer(FakeRows(rows_of(2, 5)), soon(), with_features=True))
+    np.testing.assert_array_equal(inference.features, fake_features([2, 5]))
+    assert asyncio.run(dispatcher.infer(FakeRows(rows_of(2)), soon())).features is None
 
 
 def test_an_answer_is_not_kept_until_its_deadline(dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate) -> None:

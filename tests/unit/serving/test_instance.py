@@ -13,16 +13,18 @@ import pytest
 from serving_fakes import (
     PATIENCE_S,
     FakeEngine,
+    FeaturesEngine,
     Gate,
     Listener,
     classes_of,
     deliver_here,
+    fake_features,
     flat_curve,
     probabilities_of,
     rows_of,
 )
 
-from app.engines.base import Engine, Probabilities, Rows
+from app.engines.base import Engine, Features, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve, CostModel
@@ -60,9 +62,9 @@ def start(batcher: Batcher) -> Iterator[Start]:
         assert instance.join(PATIENCE_S)
 
 
-def submit(batcher: Batcher, *marks: int) -> Listener:
+def submit(batcher: Batcher, *marks: int, with_features: bool = False) -> Listener:
     listener = Listener()
-    batcher.submit(rows_of(*marks), FAR, listener)
+    batcher.submit(rows_of(*marks), FAR, listener, with_features=with_features)
     return listener
 
 
@@ -102,6 +104,89 @@ def test_no_batch_is_larger_than_the_useful_size(batcher: Batcher, start: Start)
     for listener in fill_behind_gate(batcher, gate, 1, 2, 3):
         listener.inference()
     assert engine.batches == [[100], [1, 2], [3]]
+
+
+def features_of_each(listeners: list[Listener]) -> list[list[int] | None]:
+    """The marks of the rows that each was given the features of; None who was given none."""
+    found: list[list[int] | None] = []
+    for listener in listeners:
+        features = listener.inference().features
+        if features is None:
+            found.append(None)
+        else:
+            marks = [int(mark) for mark in features[:, 0]]
+            np.testing.assert_array_equal(features, fake_features(marks))
+            found.append(marks)
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_features_are_fetched_once_for_a_batch_and_come_to_those_who_asked(
+    batcher: Batcher, start: Start, device: str
+) -> None:
+    gate = Gate()
+    engine = FeaturesEngine(gate, device=device)
+    start(engine)
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    asks = [False, True, True, False]
+    listeners = [submit(batcher, 2 * at, 2 * at + 1, with_features=wanted) for at, wanted in enumerate(asks)]
+    gate.open()
+    assert features_of_each([first, *listeners]) == [None, None, [2, 3], [4, 5], None]
+    assert engine.fetched == [list(range(8))]
+
+
+def test_features_that_nobody_asks_for_are_not_fetched(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FeaturesEngine(gate)
+    start(engine)
+    assert features_of_each(fill_behind_gate(batcher, gate, 1, 2, 3)) == [None] * 3
+    assert engine.batches == [[100], [1, 2, 3]]
+    assert engine.fetched == []
+
+
+def test_the_features_of_a_request_larger_than_a_batch_come_whole(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FeaturesEngine(gate)
+    start(engine, useful=2)
+    listeners = [submit(batcher, 100)]
+    gate.wait_entered()
+    listeners += [submit(batcher, 1), submit(batcher, 2, 3, 4, 5, with_features=True), submit(batcher, 6, 7)]
+    gate.open()
+    assert features_of_each(listeners) == [None, None, [2, 3, 4, 5], None]
+    assert engine.fetched == [[1, 2], [3, 4], [5, 6]]  # and not of the batch without a row of it
+
+
+def test_a_batch_that_is_run_again_by_halves_brings_the_features_of_each_half(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FeaturesEngine(gated(gate, poison(4)))
+    start(engine)
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    cut = submit(batcher, 0, 1, 2, 3, 9, with_features=True)  # by the halves' border, 4 and 4
+    poisoned, neighbour = submit(batcher, 4, with_features=True), submit(batcher, 5, 6)
+    gate.open()
+    assert features_of_each([first, cut, neighbour]) == [None, [0, 1, 2, 3, 9], None]
+    assert "cannot be digested" in str(poisoned.error())
+    assert engine.fetched == [[0, 1, 2, 3], [9]]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_features_that_cannot_be_had_fail_only_the_requests_that_asked(
+    batcher: Batcher, start: Start, knows: bool
+) -> None:
+    class Forgetful(FeaturesEngine):
+        def features(self) -> Features:
+            raise EngineError("it gives no features any more")
+
+    gate = Gate()
+    start(Forgetful(gate) if knows else FakeEngine(gate))
+    first = submit(batcher, 100)
+    gate.wait_entered()
+    neighbour, asks, other = submit(batcher, 1), submit(batcher, 2, with_features=True), submit(batcher, 3)
+    gate.open()
+    assert "gives no features" in str(asks.error())
+    assert [classes_of(each.inference()) for each in (first, neighbour, other)] == [[2], [1], [3]]
 
 
 def poison(*bad: int) -> Callable[[list[int]], None]:

@@ -73,6 +73,7 @@ def classify(registry: ModelRegistry, rows: Rows) -> list[int]:
 
 class _Lease:
     fd = -1
+    reused = False
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows

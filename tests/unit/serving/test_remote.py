@@ -13,8 +13,20 @@ from typing import cast
 
 import numpy as np
 import pytest
+from processes import open_descriptors
 from scarcity import descriptors_left
-from serving_fakes import PATIENCE_S, ROW_SHAPE, FakeEngine, Gate, classes_of, flat_curve, manifest_of, rows_of
+from serving_fakes import (
+    FEATURES,
+    PATIENCE_S,
+    ROW_SHAPE,
+    FeaturesEngine,
+    Gate,
+    classes_of,
+    fake_features,
+    flat_curve,
+    manifest_of,
+    rows_of,
+)
 
 from app.engines.base import EngineInfo
 from app.errors import (
@@ -26,7 +38,7 @@ from app.errors import (
     Unavailable,
     UnknownModel,
 )
-from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer
+from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer, UploadedRows
 from app.media.spec import DecodeInfo
 from app.serving import host
 from app.serving.batcher import Batcher
@@ -78,7 +90,7 @@ class House:
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.engine = FakeEngine(self.gate)
+        self.engine = FeaturesEngine(self.gate)
         self.batcher = Batcher(max_rows=64, deliver=deliver, predict_s=lambda rows: 1.0)
         cost = CostModel(flat_curve())
         self.instance = Instance("model", self.engine, self.batcher, cost, SilentObserver(), prove=lambda engine: None)
@@ -101,6 +113,7 @@ class House:
             choice=EngineChoice("fake", "a test"),
             cost=CostModel(flat_curve()),
             dispatcher=LocalDispatcher(self.batcher),
+            feature_dim=FEATURES,
         )
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
@@ -154,13 +167,13 @@ async def until(condition: Callable[[], bool]) -> None:
 class Lease(DecodedRows):
     """Rows in sealed shared memory, as the media pool gives them; counts how often they were given back."""
 
-    def __init__(self, *marks: int) -> None:
+    def __init__(self, *marks: int, reused: bool = True) -> None:
         rows = rows_of(*marks)
         self.buffer = RowBuffer(rows.nbytes, ONE_SHOT)
         os.pwrite(self.buffer.fd, rows.tobytes(), 0)
         self.closes = 0
         shared = self.buffer.rows((len(marks), *ROW_SHAPE))
-        super().__init__(shared, DecodeInfo(2, 2, "fake"), 0.0, self.buffer.fd, self._count)
+        super().__init__(shared, DecodeInfo(2, 2, "fake"), 0.0, self.buffer.fd, self._count, reused=reused)
 
     def _count(self) -> None:
         self.closes += 1
@@ -180,6 +193,20 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
         assert inference.probabilities.dtype == np.float32
         assert (inference.batch_rows, inference.inference_s > 0) == (3, True)
         await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
+def test_features_travel_where_they_are_asked_for() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        model = house.shown()
+        assert model.feature_dim == FEATURES
+        plain = await model.dispatcher.infer(Lease(1, 2), soon())
+        assert (classes_of(plain), plain.features, house.engine.fetched) == ([1, 2], None, [])
+        inference = await model.dispatcher.infer(Lease(3, 4, 6), soon(), with_features=True)
+        assert classes_of(inference) == [3, 4, 6]
+        np.testing.assert_array_equal(inference.features, fake_features([3, 4, 6]))
 
     steps(scene)
 
@@ -253,9 +280,36 @@ def test_memory_is_read_anew_each_time_that_it_comes() -> None:
         lease = Lease(1, 2)
         for marks in ([3, 4], [5, 6]):
             os.pwrite(lease.buffer.fd, rows_of(*marks).tobytes(), 0)
-            rows = DecodedRows(lease.rows, DecodeInfo(2, 2, "fake"), 0.0, lease.buffer.fd)
+            rows = DecodedRows(lease.rows, DecodeInfo(2, 2, "fake"), 0.0, lease.buffer.fd, reused=True)
             assert classes_of(await house.shown().dispatcher.infer(rows, soon())) == marks
         lease.close()
+
+    steps(scene)
+
+
+def test_memory_that_will_not_be_used_again_does_not_stay_mapped() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        before = open_descriptors()
+        for mark in (3, 4):
+            inference = await house.shown().dispatcher.infer(Lease(mark, reused=False), soon())
+            assert classes_of(inference) == [mark]
+        await until(lambda: open_descriptors() == before)
+        assert not house.session._memory._kept
+
+    steps(scene)
+
+
+def test_uploaded_rows_are_classified_where_they_lie() -> None:
+    async def scene(house: House) -> None:
+        house.gate.open()
+        uploaded = UploadedRows((2, *ROW_SHAPE))
+        uploaded.write(rows_of(5, 6).tobytes())
+        inference = await house.shown().dispatcher.infer(uploaded, soon(), with_features=True)
+        assert classes_of(inference) == [5, 6]
+        np.testing.assert_array_equal(inference.features, fake_features([5, 6]))
+        await until(lambda: uploaded.fd < 0)
+        assert not house.session._memory._kept
 
     steps(scene)
 

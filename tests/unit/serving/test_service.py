@@ -8,8 +8,21 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
-from serving_fakes import CLASSES, PATIENCE_S, FakeEngine, FakePool, Gate, flat_curve, manifest_of
+from serving_fakes import (
+    CLASSES,
+    PATIENCE_S,
+    FakePool,
+    FakeRows,
+    FeaturesEngine,
+    Gate,
+    fake_features,
+    flat_curve,
+    manifest_of,
+    probabilities_of,
+    rows_of,
+)
 
 from app.engines.base import EngineInfo
 from app.errors import (
@@ -60,7 +73,7 @@ class House:
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.engine = FakeEngine(self.gate)
+        self.engine = FeaturesEngine(self.gate)
         self.notes = Notes()
         self.pool = FakePool()
         cost = CostModel(flat_curve(seconds=0.5))
@@ -399,3 +412,63 @@ def test_a_burst_is_answered_in_batches(house: House) -> None:
         assert [answer.batch_rows for answer in answers] == [1] + [6] * 6
 
     run(scenario())
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_what_the_model_itself_gives_for_a_file_or_for_rows_can_be_had(house: House, with_features: bool) -> None:
+    async def scenario() -> None:
+        house.gate.open()
+        rows = FakeRows(rows_of(3, 5))
+        with (
+            house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket,
+            SharedBytes.of(b"\4") as body,
+        ):
+            of_file = await house.service.run_file(ticket, body, with_features=with_features)
+            assert house.notes.stages == ["decode", "queue", "inference"]
+            assert of_file.latency.decode_s == house.notes.seconds["decode_s"] > 0
+            of_rows = await house.service.run_rows(ticket, rows, with_features=with_features)
+        assert house.notes.stages[3:] == ["queue", "inference"]
+        assert (of_rows.latency.decode_s, of_rows.batch_rows, of_rows.model.name) == (0.0, 2, "image_model")
+        for outputs, marks in ((of_file, [4]), (of_rows, [3, 5])):
+            np.testing.assert_array_equal(outputs.probabilities, probabilities_of(marks))
+            if with_features:
+                assert outputs.features is not None
+                np.testing.assert_array_equal(outputs.features, fake_features(marks))
+            else:
+                assert outputs.features is None
+        while not rows.closes:
+            await asyncio.sleep(0)
+        assert rows.closes == 1
+
+    run(scenario())
+
+
+def test_rows_that_come_decoded_are_late_or_given_up_like_a_file_s(house: House) -> None:
+    async def scenario() -> None:
+        rows = [FakeRows(rows_of(1)), FakeRows(rows_of(2))]
+        with house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket:
+            left = asyncio.create_task(house.service.run_rows(ticket, rows[0]))
+            await entered(house.gate)
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+            ticket.hurry(time.monotonic() + 0.03)
+            with pytest.raises(DeadlineExceeded):
+                await house.service.run_rows(ticket, rows[1])
+        assert house.notes.cancellations == ["queue", "queue"]
+        house.gate.open()
+        while not all(each.closes for each in rows):
+            await asyncio.sleep(0)
+
+    run(scenario())
+
+
+def test_a_caller_may_hurry_and_not_take_longer_than_it_had(house: House) -> None:
+    started = time.monotonic()
+    with house.service.admit("image", ClassifyOptions(), started=started) as ticket:
+        ticket.hurry(started + 2 * PATIENCE_S)
+        assert ticket.deadline == started + PATIENCE_S
+        ticket.hurry(started + PATIENCE_S - 1)
+        assert ticket.deadline == started + PATIENCE_S - 1
+        with pytest.raises(DeadlineExceeded, match="passed while the request was read"):
+            ticket.hurry(started)

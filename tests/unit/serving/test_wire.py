@@ -18,9 +18,13 @@ from app.serving.submission import Inference
 from app.serving.wire import SubmitHeader
 
 
-def test_a_submission_s_header_survives() -> None:
-    header = SubmitHeader(number=2**40, key=7, rows=48, deadline=123456.789)
-    assert wire.decode_submit(wire.encode_submit(header)) == header
+@pytest.mark.parametrize("with_features", [False, True])
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_submission_s_header_survives(with_features: bool, reused: bool) -> None:
+    header = SubmitHeader(2**40, key=7, rows=48, deadline=123456.789, with_features=with_features, reused=reused)
+    arrived = wire.decode_submit(wire.encode_submit(header))
+    assert arrived == header
+    assert (arrived.with_features, arrived.reused) == (with_features, reused)
 
 
 def test_a_submission_of_another_length_is_refused() -> None:
@@ -35,6 +39,21 @@ def test_an_answer_survives_to_the_bit() -> None:
     assert (inference.queue_s, inference.inference_s, inference.batch_rows) == (0.25, 0.5, 8)
     assert inference.probabilities.dtype == np.float32
     np.testing.assert_array_equal(inference.probabilities, probabilities)
+    assert inference.features is None
+
+
+@pytest.mark.parametrize("width", [1, 5, 1152])
+def test_features_survive_to_the_bit_beside_the_probabilities(width: int) -> None:
+    draw = np.random.default_rng(1)
+    probabilities, features = draw.random((3, 5), np.float32), draw.random((3, width), np.float32)
+    sent = Inference(probabilities, 0.25, 0.5, 8, features[::-1])  # in whatever order they lie in memory
+    number, inference = wire.decode_answer(wire.encode_answer(2**40, sent))
+    assert number == 2**40
+    assert (inference.queue_s, inference.inference_s, inference.batch_rows) == (0.25, 0.5, 8)
+    np.testing.assert_array_equal(inference.probabilities, probabilities)
+    assert inference.features is not None
+    assert inference.features.dtype == np.float32
+    np.testing.assert_array_equal(inference.features, features[::-1])
 
 
 @pytest.mark.parametrize(

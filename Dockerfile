@@ -8,16 +8,18 @@
 # --secret id=pip,src=PIP.CONF
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# ---- what the server imports, tracing included, installed by the locks' hashes and then slimmed --------------------------------
+# ---- what the server imports, gRPC and tracing included, installed by the locks' hashes and then slimmed ----------------
 FROM ${BASE_IMAGE} AS serve-dependencies
 RUN python3 -m venv --without-pip /opt/venv
 COPY docker/pip-install.sh docker/slim.sh /usr/local/bin/
 RUN --mount=type=bind,source=requirements/serve.lock,target=/tmp/serve.lock \
+    --mount=type=bind,source=requirements/grpc.lock,target=/tmp/grpc.lock \
     --mount=type=bind,source=requirements/otel.lock,target=/tmp/otel.lock \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca \
     --mount=type=secret,id=pip \
     pip-install.sh --require-hashes -r /tmp/serve.lock \
+    && pip-install.sh --require-hashes -r /tmp/grpc.lock \
     && pip-install.sh --require-hashes -r /tmp/otel.lock \
     && slim.sh /opt/venv
 
@@ -46,7 +48,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/
 RUN groupadd --gid 10001 hiera && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp hiera \
     && mkdir -p /var/cache/hiera /models && chown 10001:10001 /var/cache/hiera
 WORKDIR /srv/hiera
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "-S", "/usr/local/bin/healthcheck.py"]
 ENTRYPOINT ["hiera-serve"]

@@ -79,7 +79,7 @@ format: $(TEST_VENV)/.ready ## write the code in the project's format
 lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools on the PATH)
 	pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
 	  --no-emit-find-links --no-header --extra cpu --output-file requirements/serve.lock pyproject.toml
-	for extra in gpu otel; do \
+	for extra in gpu grpc otel; do \
 	  pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
 	    --no-emit-find-links --no-header --constraint requirements/serve.lock --extra $$extra \
 	    --output-file requirements/$$extra.lock pyproject.toml || exit; \

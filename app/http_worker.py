@@ -53,6 +53,7 @@ class DirectedServer(DrainingServer):
             timeout_s=settings.shutdown_timeout_seconds,
             on_drain=app.state.server.begin_drain,
             on_stop=app.state.server.refuse_requests,
+            on_drop=app.state.server.drop_calls,
         )
         self._app = app
         self._link = link

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from app.api.application import CLASSIFY_PATHS, Parts, build_application
+from app.api.application import CLASSIFY_PATHS, Parts, build_application, traced_route
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
 from app.api.exchange import exchange_of
@@ -35,13 +35,16 @@ from app.settings import Settings, SettingsError, load_settings
 from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from app.rpc.server import RpcServer
     from app.telemetry.tracing import Tracing
 
 _log = logging.getLogger("hiera.server")
 _OWN_DESCRIPTORS = 64  # 22 with two media workers and one model, 42 with twelve
 _LONGEST_TIMEOUT_MS = 3_600_000
 _TIDY_EVERY_S = 5.0
+_FEWEST_CALLS = 8
 _BUSY_TICKETS = 64
+_BUSY_BYTES = 64 * 1024 * 1024  # of gRPC's messages, in one look
 # Requests leave no cycles, so the collector rarely finds anything: it need not look after every 700 allocations.
 _GC_THRESHOLDS = (20_000, 10, 10)
 
@@ -64,6 +67,7 @@ class Server:
         self._failure: str | None = None
         self._hopeless: str | None = None
         self._pool_ready = False
+        self._rpc: RpcServer | None = None
 
     def begin_drain(self) -> None:
         """Readiness says no from now on; requests are still taken, because load balancers take a while to notice."""
@@ -92,8 +96,12 @@ class Server:
         """Why only a restart would help; None while there is no need."""
         return self._hopeless or self._core.registry.hopeless_reason()
 
-    async def start(self) -> None:
-        """Begin to load the models and start the media workers; returns at once, `unready_reason` tells the rest."""
+    async def start(self, rpc: RpcServer | None = None) -> None:
+        """Begin to load the models and start the media workers; returns at once, `unready_reason` tells the rest. `rpc`
+        is another way in."""
+        self._rpc = rpc
+        if rpc is not None:
+            await rpc.start()
         threading.Thread(target=self._load_models, name="load-models", daemon=True).start()
         self._starting = asyncio.create_task(self._start_pool())
         self._tidying = asyncio.create_task(self._tidy())
@@ -103,6 +111,8 @@ class Server:
         if self._core.watch is not None:
             self._core.watch.stop()
         self.refuse_requests()
+        if self._rpc is not None:
+            await self._rpc.stop(self._drain_timeout_s)
         if not await self._core.service.drained(self._drain_timeout_s):
             _log.warning("%d requests were not finished", self._core.service.open_tickets)
         self._starting.cancel()
@@ -110,6 +120,11 @@ class Server:
         await asyncio.gather(self._starting, self._tidying, return_exceptions=True)
         await self._core.pool.close(0.0)
         await asyncio.to_thread(self._core.registry.close, 1.0)
+
+    def drop_calls(self) -> None:
+        """End the gRPC calls that are not answered."""
+        if self._rpc is not None:
+            self._rpc.drop()
 
     async def _start_pool(self) -> None:
         try:
@@ -123,11 +138,13 @@ class Server:
 
     async def _tidy(self) -> None:
         """Once a busy time is over, give the kernel back what it took: the C library keeps it otherwise."""
-        was_busy = False
+        was_busy, seen_bytes = False, 0
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
             open_tickets = self._core.service.open_tickets
-            was_busy = was_busy or open_tickets >= _BUSY_TICKETS
+            received_bytes = 0 if self._rpc is None else self._rpc.received_bytes
+            was_busy = was_busy or open_tickets >= _BUSY_TICKETS or received_bytes - seen_bytes >= _BUSY_BYTES
+            seen_bytes = received_bytes
             if was_busy and not open_tickets:
                 was_busy = False
                 gc.collect()  # what was frozen after the start is left out, so this is quick
@@ -160,7 +177,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await server.start()
+        await server.start(_open_rpc(app, settings, 1 if shared is None else shared.processes))
         try:
             yield
         finally:
@@ -224,6 +241,31 @@ def create_host_metrics() -> Metrics:
     return _create_metrics(None)
 
 
+def _open_rpc(app: FastAPI, settings: Settings, processes: int) -> RpcServer | None:
+    """What answers gRPC, not started; None where it is off or its library is missing.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    if not settings.grpc_port:
+        return None
+    try:
+        from app.rpc.server import MESSAGE_BYTES, RpcLimits, RpcServer
+    except ImportError:
+        if "grpc_port" in settings.model_fields_set:
+            _log.warning("HIERA_GRPC_PORT has no effect without gRPC: install hiera-serve[grpc]")
+        return None
+    limits = RpcLimits(
+        calls=max(_FEWEST_CALLS, settings.max_in_flight_bytes // MESSAGE_BYTES // processes),
+        connections=connection_limits(settings, processes).max_connections,
+        metadata_bytes=settings.max_header_bytes,
+        message_timeout_s=settings.upload_idle_timeout_seconds,
+        share_port=processes > 1,
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return RpcServer(app, f"{host}:{settings.grpc_port}", limits)
+
+
 def _open_tracing(endpoint: str) -> Tracing:
     try:
         from app.telemetry.tracing import Tracing
@@ -247,7 +289,7 @@ def _trace_requests(app: FastAPI, tracing: Tracing) -> None:
         exchange = exchange_of(scope)
         return {"hiera.request_id": exchange.request_id, "hiera.model": exchange.model}
 
-    app.add_middleware(TraceRequests, tracing=tracing, paths=CLASSIFY_PATHS, describe=describe)
+    app.add_middleware(TraceRequests, tracing=tracing, route_of=traced_route, describe=describe)
 
 
 def _bounds(settings: Settings) -> dict[Task, ClassifyBounds]:

@@ -47,6 +47,7 @@ class DrainingServer(uvicorn.Server):
         timeout_s: how long accepted requests may then take.
         on_drain: called at the first signal: readiness must say no from now on.
         on_stop: called when no more requests are to be taken.
+        on_drop: called when those that came by another way than HTTP are to be dropped.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DrainingServer(uvicorn.Server):
         timeout_s: float,
         on_drain: Callable[[], object],
         on_stop: Callable[[], object],
+        on_drop: Callable[[], object],
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -78,6 +80,7 @@ class DrainingServer(uvicorn.Server):
         self._timeout_s = timeout_s
         self._on_drain = on_drain
         self._on_stop = on_stop
+        self._on_drop = on_drop
         self._drain = Drain(grace_s, on_drain=on_drain, on_stop=self._stop, on_drop=self._drop_requests)
 
     @contextlib.contextmanager
@@ -101,5 +104,6 @@ class DrainingServer(uvicorn.Server):
             self._drop_requests()
 
     def _drop_requests(self) -> None:
+        self._on_drop()
         for task in list(self.server_state.tasks):
             task.cancel()

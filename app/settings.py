@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     port: Port = 8000
     """TCP port of the HTTP server; 0 takes a free one."""
     grpc_port: Port = 8001
-    """Without effect: this release has no gRPC."""
+    """TCP port of the Open Inference Protocol over gRPC, where the extra `grpc` is installed; 0 leaves it off."""
     http_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that speak HTTP; above 1 they share the engines of one more process (docs/http-workers.md)."""
 

@@ -26,6 +26,16 @@ def colour_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def feature_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository of `colours` and `colours_video`, which give features, too, and `plain`, which gives none."""
+    root = tmp_path_factory.mktemp("model_repo")
+    write_colour_package(root, "colours", features=True)
+    write_colour_package(root, "colours_video", task="video", features=True)
+    write_colour_package(root, "plain")
+    return root
+
+
 StartServer = Callable[..., RunningServer]
 
 

@@ -38,9 +38,9 @@ class Body:
         self, headers: RawHeaders, receive: Receive, pace: UploadPace, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.content_length = _content_length(headers)
-        self.content_type = _single(headers, b"content-type").decode("latin-1")
-        self.encoding = _single(headers, b"content-encoding").decode("latin-1").strip().lower()
-        self.transfer_encoding = _single(headers, b"transfer-encoding").decode("latin-1").strip().lower()
+        self.content_type = single_header(headers, b"content-type").decode("latin-1")
+        self.encoding = single_header(headers, b"content-encoding").decode("latin-1").strip().lower()
+        self.transfer_encoding = single_header(headers, b"transfer-encoding").decode("latin-1").strip().lower()
         self.received = 0
         self.complete = False
         self._deadline_is_next = False
@@ -110,7 +110,7 @@ class Body:
 
 
 def _content_length(headers: RawHeaders) -> int | None:
-    text = _single(headers, b"content-length")
+    text = single_header(headers, b"content-length")
     if not text:
         return None
     if not text.isdigit():
@@ -118,8 +118,9 @@ def _content_length(headers: RawHeaders) -> int | None:
     return int(text)
 
 
-def _single(headers: RawHeaders, name: bytes) -> bytes:
-    """The value of a header that may stand once; empty without it."""
+def single_header(headers: RawHeaders, name: bytes) -> bytes:
+    """The value of a header that may stand once; empty without it. Raises MalformedRequest: it stands there twice, and
+    differs."""
     values = list(_values(headers, name))
     if len(values) > 1 and any(value != values[0] for value in values):
         raise MalformedRequest(f"the {name.decode()} header was sent more than once")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,9 @@ from app.api.problems import problem_of
 from app.api.query import QueryLimits, QueryParser
 from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult, ImageResults, Problem
+from app.api.upload_stage import UploadStage
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
-from app.errors import DeadlineExceeded, MalformedRequest, Overloaded, RequestCancelled
+from app.errors import MalformedRequest, Overloaded
 from app.media.shared import SharedBytes
 from app.serving.observer import ServingObserver
 from app.serving.results import Classification, Task
@@ -29,7 +29,6 @@ from app.serving.ticket import Ticket
 
 _log = logging.getLogger("hiera.errors")
 _JSON = "application/json"
-_SLOW_UPLOAD_S = 0.5  # most bodies come with their head; what takes longer must not look like work to come
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -62,40 +61,26 @@ def classify_endpoint(
             raise
         with ticket:
             exchange.model = ticket.model.name
-            uploads = _uploads_of(ticket, body, bounds.upload)
+            uploads = Uploads(
+                bounds.upload, lambda: ticket.grow(files=1), lambda count: reserve_chunk(ticket, body, count)
+            )
             try:
-                slow = asyncio.get_running_loop().call_later(_SLOW_UPLOAD_S, ticket.set_aside)
-                try:
+                with UploadStage(ticket, body, exchange, observer):
                     await receive_files(body, envelope, uploads, ticket.deadline)
-                    ticket.resume()
-                except (RequestCancelled, DeadlineExceeded, asyncio.CancelledError):
-                    observer.cancelled(exchange.model, "upload")
-                    raise
-                finally:
-                    slow.cancel()
-                    exchange.body_bytes, exchange.files = body.received, len(uploads.files)
-                    exchange.stages["upload"] = time.monotonic() - exchange.started
-                observer.stage_duration(exchange.model, "upload", exchange.stages["upload"])
                 async with CancelOnDisconnect(receive):
                     outcomes = await _classify_each(service, ticket, uploads.files)
             finally:
+                exchange.files = len(uploads.files)
                 uploads.close()
         return Response(_answer(outcomes, exchange), media_type=_JSON)
 
     return classify
 
 
-def _uploads_of(ticket: Ticket, body: Body, limits: UploadLimits) -> Uploads:
-    """Where the files of a request go. What Content-Length announced is reserved already; the rest is as it comes."""
-
-    def another_file() -> None:
-        ticket.grow(files=1)
-
-    def more_bytes(count: int) -> None:
-        if body.content_length is None:
-            ticket.grow(body_bytes=count)
-
-    return Uploads(limits, another_file, more_bytes)
+def reserve_chunk(ticket: Ticket, body: Body, nbytes: int) -> None:
+    """Reserve room for bytes as they come. What Content-Length announced is reserved already."""
+    if body.content_length is None:
+        ticket.grow(body_bytes=nbytes)
 
 
 async def _classify_each(
@@ -123,8 +108,7 @@ def _answer(outcomes: Sequence[Classification | Exception], exchange: Exchange) 
     """The JSON of the answer, and the stages of the request: of several files, the slowest of each stage."""
     for outcome in outcomes:
         if isinstance(outcome, Classification):
-            for stage, seconds in _stages(outcome):
-                exchange.stages[stage] = max(seconds, exchange.stages.get(stage, 0.0))
+            exchange.note_stages(outcome.latency)
     if len(outcomes) == 1:
         return _result(outcomes[0], exchange).model_dump_json(exclude_none=True)
     results = tuple(_result(outcome, exchange) for outcome in outcomes)
@@ -140,13 +124,3 @@ def _result(outcome: Classification | Exception, exchange: Exchange) -> ImageRes
     if problem.status == 500:
         _log.error("a file of the request failed", exc_info=outcome)
     return problem
-
-
-def _stages(outcome: Classification) -> tuple[tuple[str, float], ...]:
-    latency = outcome.latency
-    return (
-        ("decode", latency.decode_s),
-        ("queue", latency.queue_s),
-        ("inference", latency.inference_s),
-        ("postprocess", latency.postprocess_s),
-    )

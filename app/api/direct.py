@@ -7,6 +7,7 @@ cost is taken from those who are answered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,11 +30,12 @@ class DirectFastAPI(FastAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._endpoints: dict[str, ASGIApp] = {}
-        self._ways: dict[str, ASGIApp] | None = None
+        self._endpoints: list[tuple[re.Pattern[str], ASGIApp]] = []
+        self._ways: list[tuple[re.Pattern[str], ASGIApp]] | None = None
 
     def add_direct_route(self, path: str, endpoint: Endpoint, on_error: ErrorHandler) -> None:
-        """Lead POST requests for exactly `path` to `endpoint`; `on_error` answers a `HieraError`."""
+        """Lead POST requests for `path` to `endpoint`; `on_error` answers a `HieraError`. "{name}" in it stands for a
+        part without a slash, and becomes a path parameter."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive)
@@ -43,15 +45,22 @@ class DirectFastAPI(FastAPI):
                 response = await on_error(request, error)
             await response(scope, receive, send)
 
-        self._endpoints[path] = answer
+        pattern = "".join(
+            f"(?P<{part[1:-1]}>[^/]+)" if part.startswith("{") else re.escape(part)
+            for part in re.split(r"(\{\w+\})", path)
+        )
+        self._endpoints.append((re.compile(pattern), answer))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._endpoints:
+        if scope["type"] == "http" and scope["method"] == "POST":
             if self._ways is None:  # middleware may be added until the first request, as Starlette has it
-                self._ways = {path: self._wrapped(endpoint) for path, endpoint in self._endpoints.items()}
-            await self._ways[scope["path"]](scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+                self._ways = [(pattern, self._wrapped(endpoint)) for pattern, endpoint in self._endpoints]
+            for pattern, way in self._ways:
+                if match := pattern.fullmatch(scope["path"]):
+                    scope["path_params"] = match.groupdict()
+                    await way(scope, receive, send)
+                    return
+        await super().__call__(scope, receive, send)
 
     def _wrapped(self, endpoint: ASGIApp) -> ASGIApp:
         for middleware in reversed(self.user_middleware):

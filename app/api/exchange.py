@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from app.serving.results import Latency
 from app.telemetry.metrics import NO_MODEL
 
 _SCOPE_KEY = "hiera.exchange"
@@ -26,11 +27,15 @@ class Exchange:
         stages: seconds by stage, in the order in which they happened.
         code: the problem's code when the answer is one.
         files, body_bytes: what was uploaded.
+        open_inference: the caller speaks the Open Inference Protocol.
     """
 
-    __slots__ = ("body_bytes", "code", "files", "key", "model", "request_id", "stages", "started", "status", "task")
+    __slots__ = (
+        "body_bytes", "code", "files", "key", "model", "open_inference", "request_id", "stages", "started", "status",
+        "task",
+    )  # fmt: skip
 
-    def __init__(self, request_id: str, task: str | None) -> None:
+    def __init__(self, request_id: str, task: str | None, *, open_inference: bool = False) -> None:
         self.request_id = request_id
         self.started = time.monotonic()
         self.task = task
@@ -39,12 +44,21 @@ class Exchange:
         self.stages: dict[str, float] = {}
         self.code: str | None = None
         self.files = 0
+        self.open_inference = open_inference
         self.body_bytes = 0
         self.status = 0
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
+
+    def note_stages(self, latency: Latency) -> None:
+        """Of one file of the request; of several files, the slowest of each stage counts."""
+        stages = self.stages
+        stages["decode"] = max(latency.decode_s, stages.get("decode", 0.0))
+        stages["queue"] = max(latency.queue_s, stages.get("queue", 0.0))
+        stages["inference"] = max(latency.inference_s, stages.get("inference", 0.0))
+        stages["postprocess"] = max(latency.postprocess_s, stages.get("postprocess", 0.0))
 
     def server_timing(self) -> str:
         """The Server-Timing header (W3C): stages and total, in milliseconds."""

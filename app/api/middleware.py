@@ -21,7 +21,8 @@ from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 
 _MAX_LOGGED_PATH = 200
-_PROBED = ("/health/", "/metrics")
+_PROBED = ("/health/", "/metrics", "/v2/health/")
+OPEN_INFERENCE_PREFIX = "/v2"
 
 _access = logging.getLogger(logs.ACCESS_LOGGER)
 _errors = logging.getLogger("hiera.errors")
@@ -45,7 +46,9 @@ class RecordExchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(sound_request_id(scope["headers"]), self._tasks.get(scope["path"]))
+        path: str = scope["path"]
+        request_id = sound_request_id(scope["headers"])
+        exchange = Exchange(request_id, self._tasks.get(path), open_inference=path.startswith(OPEN_INFERENCE_PREFIX))
         exchange.bind(scope)
         token = logs.request_id.set(exchange.request_id)
 

@@ -40,13 +40,18 @@ class ModelEndpoints:
         Raises:
             UnknownModel: there is none of that name.
         """
-        name = request.path_params["name"]
-        status = next((each for each in self._registry.models() if each.name == name), None)
-        if status is None:
-            raise UnknownModel(f"there is no model named {name[:128]}; /models lists them")
+        status = find_model(self._registry, request.path_params["name"])
         labels = status.model.labels if status.model is not None else None
         detail = ModelDetail(**_fields(status), labels=labels)
         return Response(detail.model_dump_json(), media_type="application/json")
+
+
+def find_model(registry: ModelList, name: str) -> ModelStatus:
+    """The package of a name. Raises UnknownModel: there is none."""
+    status = next((each for each in registry.models() if each.name == name), None)
+    if status is None:
+        raise UnknownModel(f"there is no model named {name[:128]}; /models lists them")
+    return status
 
 
 def model_entry(status: ModelStatus) -> ModelEntry:

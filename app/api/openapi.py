@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
+from app.api import inference_schemas as inference
 from app.api import schemas
 from app.api.problems import MEDIA_TYPE
 from app.api.query import QueryLimits, parameters
 from app.serving.results import Task
 
+Responses = dict[int | str, dict[str, Any]]
 TITLE = "hiera-serve"
 API_VERSION = "1.0"  # of this interface, not of the software
 _DESCRIPTION = (
@@ -37,6 +39,11 @@ _ON_THE_WIRE: tuple[type[BaseModel], ...] = (
     schemas.Health,
     schemas.Signpost,
     schemas.Images,
+    inference.ServerMetadata,
+    inference.ModelMetadata,
+    inference.InferenceCall,
+    inference.InferenceAnswer,
+    inference.InferenceProblem,
 )
 _PROBLEMS = {
     400: "The request is malformed, or holds no file.",
@@ -53,7 +60,7 @@ _PROBLEMS = {
     503: "Not ready, or shutting down.",
     504: "The deadline passed.",
 }
-_CLASSIFY_PROBLEMS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+CLASSIFY_PROBLEMS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 _SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -67,44 +74,48 @@ _TIMING_HEADER = {"description": "Milliseconds by stage.", "schema": {"type": "s
 _RETRY_HEADER = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 
 
-def answers(success: type[BaseModel] | tuple[type[BaseModel], ...], *problems: int) -> dict[int | str, dict[str, Any]]:
+def answers(
+    success: type[BaseModel] | tuple[type[BaseModel], ...],
+    *problems: int,
+    problem: type[schemas.Problem] = schemas.Problem,
+) -> Responses:
     """The `responses` of a route: what it says on success, and the problems that it may answer with."""
     models = success if isinstance(success, tuple) else (success,)
     references = [_reference(model) for model in models]
     schema = references[0] if len(references) == 1 else {"oneOf": references}
-    documented: dict[int | str, dict[str, Any]] = {
+    documented: Responses = {
         200: {
             "description": (models[0].__doc__ or "").partition("\n")[0],
             "headers": {"X-Request-ID": _ID_HEADER, "Server-Timing": _TIMING_HEADER},
             "content": {"application/json": {"schema": schema}},
         }
     }
-    return documented | problem_answers(*problems)
+    return documented | problem_answers(*problems, problem=problem)
 
 
-def problem_answers(*problems: int) -> dict[int | str, dict[str, Any]]:
+def problem_answers(*problems: int, problem: type[schemas.Problem] = schemas.Problem) -> Responses:
     """Those `responses` that are problems."""
-    documented: dict[int | str, dict[str, Any]] = {}
+    documented: Responses = {}
     for status in problems:
         headers = {"X-Request-ID": _ID_HEADER} | ({"Retry-After": _RETRY_HEADER} if status in (429, 503) else {})
         documented[status] = {
             "description": _PROBLEMS[status],
             "headers": headers,
-            "content": {MEDIA_TYPE: {"schema": _reference(schemas.Problem)}},
+            "content": {MEDIA_TYPE: {"schema": _reference(problem)}},
         }
     return documented
 
 
-def path_parameter(description: str) -> dict[str, Any]:
+def path_parameter(name: str, description: str) -> dict[str, Any]:
     """The parameter object of `{name}` in a path."""
     schema = {"type": "string"}
-    return {"name": "name", "in": "path", "required": True, "description": description, "schema": schema}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
-def classify_answers(task: Task) -> dict[int | str, dict[str, Any]]:
+def classify_answers(task: Task) -> Responses:
     """The `responses` of a classification route."""
     success = (schemas.ImageResult, schemas.ImageResults) if task == "image" else schemas.VideoResult
-    return answers(success, *_CLASSIFY_PROBLEMS)
+    return answers(success, *CLASSIFY_PROBLEMS)
 
 
 def classify_extra(task: Task, limits: QueryLimits, max_files: int) -> dict[str, Any]:
@@ -121,6 +132,35 @@ def classify_extra(task: Task, limits: QueryLimits, max_files: int) -> dict[str,
     if task == "image":
         content["application/json"] = {"schema": _reference(schemas.Images)}
     return {"parameters": parameters(task, limits), "requestBody": {"required": True, "content": content}}
+
+
+INFERENCE_HEADER = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "required": False,
+    "description": "Bytes of the JSON at the beginning of the body, where tensors follow it as bytes.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 65536},
+}
+
+
+def inference_answers() -> Responses:
+    """The `responses` of running a model."""
+    documented = answers(inference.InferenceAnswer, *CLASSIFY_PROBLEMS, problem=inference.InferenceProblem)
+    well = documented[200]
+    header = {"description": "Bytes of the JSON, where outputs follow it as bytes.", "schema": {"type": "integer"}}
+    well["headers"] = well["headers"] | {INFERENCE_HEADER["name"]: header}
+    well["content"] = well["content"] | {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return documented
+
+
+def inference_body() -> dict[str, Any]:
+    """The request body of the Open Inference Protocol."""
+    binary = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {
+        "application/json": {"schema": _reference(inference.InferenceCall)},
+        "application/octet-stream": {"schema": binary},
+    }
+    return {"required": True, "content": content}
 
 
 def install(app: FastAPI, *, secured: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.exchange import Exchange
+from app.api.inference_schemas import InferenceProblem
 from app.api.schemas import Problem
 from app.errors import (
     BrokenMedia,
@@ -145,6 +146,8 @@ def problem_response(error: Exception, exchange: Exchange) -> Response:
     """The whole answer to a request that ended in `error`; the exchange is told its code."""
     body = problem_of(error, exchange.request_id)
     exchange.code = body.code
+    if exchange.open_inference:
+        body = InferenceProblem(**body.model_dump(), error=body.detail)
     return Response(
         body.model_dump_json(), status_code=body.status, headers=problem_headers(error), media_type=MEDIA_TYPE
     )

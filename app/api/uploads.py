@@ -26,7 +26,7 @@ FILE_PART = "file"
 _CURL_DEFAULT = b"application/x-www-form-urlencoded"  # what curl calls any body given with --data-binary
 _IDENTITY = ("", "identity")
 _PLAIN_TRANSFER = (b"", b"binary", b"8bit", b"7bit")
-_OVERHEAD_BYTES = 64 * 1024  # of boundaries, part headers, JSON's punctuation
+OVERHEAD_BYTES = 64 * 1024  # of boundaries, part headers, JSON's punctuation, lengths
 _MAX_CONTENT_TYPE_BYTES = 1024  # reading it takes a microsecond a byte, before anybody was admitted
 
 
@@ -59,11 +59,21 @@ class Uploads:
         self._on_file = on_file
         self._on_bytes = on_bytes
 
+    def check_count(self, files: int) -> None:
+        """Raise LimitExceeded if so many files are too many."""
+        most = self._limits.max_files
+        if files > most:
+            raise LimitExceeded(f"at most {most} file{'s' if most > 1 else ''} can be sent in one request")
+
+    def check_total(self, nbytes: int) -> None:
+        """Raise LimitExceeded if so many bytes are too many for one request."""
+        if nbytes > self._limits.max_request_bytes:
+            most = self._limits.max_request_bytes
+            raise LimitExceeded(f"{nbytes:,} bytes were announced; at most {most:,} can be sent in one request")
+
     def begin(self) -> None:
         """Start the next file."""
-        if len(self.files) == self._limits.max_files:
-            most = self._limits.max_files
-            raise LimitExceeded(f"at most {most} file{'s' if most > 1 else ''} can be sent in one request")
+        self.check_count(len(self.files) + 1)
         if self.files:
             self._on_file()
         self.files.append(SharedBytes())
@@ -98,8 +108,7 @@ def envelope_of(body: Body, task: Task, limits: UploadLimits) -> Envelope:
         UnsupportedMedia: a content type or encoding that this route does not take.
         LimitExceeded: Content-Length says that the body is too large.
     """
-    if body.encoding not in _IDENTITY or body.transfer_encoding not in ("", "chunked"):
-        raise UnsupportedMedia("compressed bodies are not read; send the file as it is, without Content-Encoding")
+    check_encoding(body)
     if len(body.content_type) > _MAX_CONTENT_TYPE_BYTES:
         raise MalformedRequest(f"the Content-Type header is longer than {_MAX_CONTENT_TYPE_BYTES:,} bytes")
     kind, options = parse_options_header(body.content_type)
@@ -107,15 +116,21 @@ def envelope_of(body: Body, task: Task, limits: UploadLimits) -> Envelope:
         boundary = options.get(b"boundary", b"")
         if not boundary:
             raise MalformedRequest("the Content-Type header has no boundary; let your HTTP library write that header")
-        envelope = Envelope("multipart", limits.max_request_bytes + _OVERHEAD_BYTES, boundary)
+        envelope = Envelope("multipart", limits.max_request_bytes + OVERHEAD_BYTES, boundary)
     elif kind == b"application/json" and task == "image":
-        envelope = Envelope("json", 4 * limits.max_request_bytes // 3 + _OVERHEAD_BYTES)
+        envelope = Envelope("json", 4 * limits.max_request_bytes // 3 + OVERHEAD_BYTES)
     elif _is_raw(kind, task):
         envelope = Envelope("raw", limits.max_file_bytes)
     else:
         raise UnsupportedMedia(_unsupported(kind, task))
     body.check_length(envelope.max_body_bytes)
     return envelope
+
+
+def check_encoding(body: Body) -> None:
+    """Raise UnsupportedMedia for a body that would have to be unpacked."""
+    if body.encoding not in _IDENTITY or body.transfer_encoding not in ("", "chunked"):
+        raise UnsupportedMedia("compressed bodies are not read; send the file as it is, without Content-Encoding")
 
 
 async def receive_files(body: Body, envelope: Envelope, uploads: Uploads, deadline: float) -> None:

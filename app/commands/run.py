@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib.util
 import logging
 import os
 import signal
@@ -50,20 +51,32 @@ def run(arguments: argparse.Namespace) -> int:
     from app.server import allow_open_files, listen
 
     allow_open_files()
+    if settings.grpc_port and importlib.util.find_spec("grpc") is not None:
+        try:
+            listen(settings.host, settings.grpc_port).close()
+        except OSError as error:
+            if "grpc_port" in settings.model_fields_set:
+                _say_cannot_listen(settings.host, settings.grpc_port, error, "GRPC_PORT or --grpc-port")
+                return 1
+            _log.warning("gRPC is off: port %d is taken; HIERA_GRPC_PORT names another", settings.grpc_port)
+            settings = settings.model_copy(update={"grpc_port": 0})
     # An engine thread that has its probabilities waits for the interpreter at most so long: 5 ms cost 6% of throughput.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings) if settings.http_workers == 1 else None
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        reason = error.strerror or error
-        setting = "PORT or --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST or --host"
-        _log.error("cannot listen on %s port %d: %s; set HIERA_%s", settings.host, settings.port, reason, setting)
+        _say_cannot_listen(settings.host, settings.port, error, "PORT or --port")
         return 1
     status = _serve_alone(app, settings, listener) if app is not None else _serve_with_workers(settings, listener)
     _log.info("stopped")
     _end_process_if_threads_live(status)
     return status
+
+
+def _say_cannot_listen(host: str, port: int, error: OSError, port_setting: str) -> None:
+    setting = port_setting if error.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST or --host"
+    _log.error("cannot listen on %s port %d: %s; set HIERA_%s", host, port, error.strerror or error, setting)
 
 
 def _handle_signals_of_the_start() -> None:
@@ -90,6 +103,7 @@ def _serve_alone(app: FastAPI, settings: Settings, listener: socket.socket) -> i
         timeout_s=settings.shutdown_timeout_seconds,
         on_drain=app.state.server.begin_drain,
         on_stop=app.state.server.refuse_requests,
+        on_drop=app.state.server.drop_calls,
     )
     _say_where_to_look(settings, listener)
     server.run(sockets=[listener])
@@ -112,6 +126,8 @@ def _say_where_to_look(settings: Settings, listener: socket.socket) -> None:
         "ready": f"{url}/health/ready",
         "models": str(settings.model_repository),
     }
+    if settings.grpc_port and importlib.util.find_spec("grpc") is not None:
+        fields["grpc"] = f"{host}:{settings.grpc_port}"
     _log.info("listening", extra={"fields": fields})
     _log.info("try: curl -F file=@photo.jpg %s/classify/image", url)
     if not settings.api_key_entries and settings.api_keys_file is None:

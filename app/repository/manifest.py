@@ -165,10 +165,12 @@ def read_manifest(path: Path) -> Manifest:
         raise PackageError(f"{path}: {faults_of(error)}") from error
 
 
-def faults_of(error: ValidationError) -> str:
-    """Which fields are wrong and why, in one line."""
-    return "; ".join(
+def faults_of(error: ValidationError, whole: str = "manifest", most: int = 3) -> str:
+    """Which fields are wrong and why, in one line: `most` of them. `whole` is what the document is called."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    told = "; ".join(
         # Pydantic puts an exception's name before what our own validators say.
-        f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg'].removeprefix('Value error, ')}"
-        for fault in error.errors()
+        f"{'.'.join(str(part)[:40] for part in fault['loc']) or whole}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in faults[:most]
     )
+    return told if len(faults) <= most else f"{told}; and {len(faults) - most} more"

@@ -33,6 +33,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Describe = Callable[[Scope], Mapping[str, str]]
+RouteOf = Callable[[str], str | None]
 
 _LONGEST_CLOSE_S = 2.0
 _LAST_STAGE = "postprocess"  # serving reports the stages of one file together, in order, when this one is over
@@ -115,22 +116,23 @@ class TraceRequests:
     Args:
         app: the next layer.
         tracing: where the spans go.
-        paths: the classification routes; others are not traced.
+        route_of: the route that a path belongs to, whose name the span gets; None for one that is not traced.
         describe: further attributes of a request that was answered, from its scope.
     """
 
-    def __init__(self, app: AsgiApp, tracing: Tracing, paths: Iterable[str], describe: Describe) -> None:
+    def __init__(self, app: AsgiApp, tracing: Tracing, route_of: RouteOf, describe: Describe) -> None:
         self._app = app
         self._tracing = tracing
-        self._paths = frozenset(paths)
+        self._route_of = route_of
         self._describe = describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self._paths:
+        route = self._route_of(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
             await self._app(scope, receive, send)
             return
-        attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
-        span = self._tracing.start_request(f"{scope['method']} {scope['path']}", scope["headers"], attributes)
+        attributes = {"http.request.method": scope["method"], "url.path": scope["path"], "http.route": route}
+        span = self._tracing.start_request(f"{scope['method']} {route}", scope["headers"], attributes)
 
         async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start":

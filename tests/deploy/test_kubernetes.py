@@ -81,12 +81,17 @@ def test_a_drain_ends_before_the_pod_is_killed() -> None:
     assert grace + Settings.model_fields["shutdown_timeout_seconds"].default < pod["terminationGracePeriodSeconds"]
 
 
-def test_the_service_the_monitor_and_the_probes_name_the_same_port() -> None:
+def test_the_service_the_monitor_the_policy_and_the_probes_name_the_same_ports() -> None:
     server = server_of(load(BASE / "deployment.yaml"))
-    assert {"name": "http", "containerPort": Settings.model_fields["port"].default} in server["ports"]
-    (port,) = load(BASE / "service.yaml")["spec"]["ports"]
+    ports = {each["name"]: each["containerPort"] for each in server["ports"]}
+    assert ports == {"http": Settings.model_fields["port"].default, "grpc": Settings.model_fields["grpc_port"].default}
+    assert {each["name"]: each["targetPort"] for each in load(BASE / "service.yaml")["spec"]["ports"]} == {
+        name: name for name in ports
+    }
+    (ingress,) = load(BASE / "network-policy.yaml")["spec"]["ingress"]
+    assert [each["port"] for each in ingress["ports"]] == list(ports)
     (endpoint,) = load(BASE / "monitoring.yaml")["spec"]["endpoints"]
-    assert (port["targetPort"], endpoint["port"]) == ("http", port["name"])
+    assert endpoint["port"] == "http"
     assert all(
         server[probe]["httpGet"]["port"] == "http" for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     )

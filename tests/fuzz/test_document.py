@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import hypothesis
@@ -44,11 +45,34 @@ def described(target: Target) -> Any:
 
 _POSTS = [("POST", f"/classify/{task}") for task in ("image", "video")]
 _GETS = [("GET", path) for path in ("/", "/models", "/models/{name}", "/health/live", "/health/ready", "/metrics")]
+_INFERENCE = ("POST", "/v2/models/{name}/infer")
+_PROTOCOL = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/ready")
 _ADMIN = [("GET", "/admin/models"), ("POST", "/admin/reload")]
 _ADMIN += [(method, "/admin/models/{name}") for method in ("PUT", "DELETE")]
+_POSTS.append(_INFERENCE)
+_GETS += [("GET", path) for path in _PROTOCOL]
 _OPERATIONS = [(*operation, GenerationMode.POSITIVE) for operation in _POSTS + _GETS + _ADMIN] + [
     (*operation, GenerationMode.NEGATIVE) for operation in _POSTS
 ]
+
+
+def with_rows(case: Any, *, in_json: bool) -> None:
+    """Have a case of the Open Inference Protocol bring a row of `hiera_demo_objects`, and leave the rest as drawn."""
+    case.path_parameters["name"] = "hiera_demo_objects"
+    tensor: dict[str, Any] = {"name": "rows", "shape": [1, 32, 32, 3], "datatype": "UINT8"}
+    if in_json:
+        case.body = {**(case.body if isinstance(case.body, dict) else {}), "inputs": [tensor | {"data": [7] * 3072}]}
+        case.body.pop("outputs", None)
+        return
+    parameters = {"binary_data_size": 3072}
+    text = json.dumps({"inputs": [tensor | {"parameters": parameters}], "parameters": {"binary_data_output": True}})
+    case.body = text.encode() + bytes(3072)
+    case.headers = {**(case.headers or {}), "Inference-Header-Content-Length": str(len(text))}
+
+
+def test_every_operation_of_the_document_is_drawn_from(described: Any) -> None:
+    documented = {(found.ok().method.upper(), found.ok().path) for found in described.get_all_operations()}
+    assert documented == {*_POSTS, *_GETS, *_ADMIN}
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), _OPERATIONS)
@@ -56,13 +80,20 @@ def test_every_operation_keeps_to_the_document(
     described: Any, target: Target, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = described[path][method]
-    files = sorted((images() if path.endswith("image") else videos()).values())
+    sound = st.sampled_from(sorted((images() if path.endswith("image") else videos()).values()))
+    named = st.sampled_from(["hiera_demo_objects", "hiera_demo_camera_motion"])
 
     @hypothesis.seed(SEED)
     @hypothesis.settings(max_examples=_EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @hypothesis.given(case=operation.as_strategy(generation_mode=mode), sound_file=st.none() | st.sampled_from(files))
-    def keeps_to_it(case: Any, sound_file: bytes | None) -> None:
-        if sound_file is not None and case.media_type in ("application/octet-stream", "multipart/form-data"):
+    @hypothesis.given(
+        case=operation.as_strategy(generation_mode=mode), sound_file=st.none() | sound, name=st.none() | named
+    )
+    def keeps_to_it(case: Any, sound_file: bytes | None, name: str | None) -> None:
+        if name is not None and path.startswith("/v2/models/"):
+            case.path_parameters["name"] = name
+        if sound_file is not None and (method, path) == _INFERENCE:
+            with_rows(case, in_json=case.media_type == "application/json")
+        elif sound_file is not None and case.media_type in ("application/octet-stream", "multipart/form-data"):
             case.body = sound_file if case.media_type == "application/octet-stream" else {"file": sound_file}
         response = case.call(timeout=40)
         case.validate_response(response, checks=_CHECKS)
@@ -70,5 +101,7 @@ def test_every_operation_keeps_to_the_document(
         answer = Answer(response.status_code, headers, response.content)
         target.tally.count(f"document: {method} {path}", answer)
         assert not complaints(answer)
+        if answer.status >= 400:
+            assert ("error" in json.loads(response.content)) == path.startswith("/v2")
 
     keeps_to_it()

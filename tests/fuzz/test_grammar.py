@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 import envelopes
 import hypothesis
+import pytest
 from answers import read_answers
 from campaign import Tally
 from cases import Case, Manner
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
+from inference_http import HEADER
 from samples import images
 from sending import send
 from target import CASES, SEED, Target
@@ -40,6 +42,33 @@ _part = st.tuples(
     st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=60)), max_size=3),
     st.sampled_from((_JPEG, b"", b"--b", b"\r\n--b--", b"\r\n--b")) | st.binary(max_size=300),
 )
+
+
+# The last is one that Python does not write any more, once it is multiplied.
+_counts = st.integers(1, 4) | st.sampled_from((0, 2**31, 2**63, 10**400, 10**4298)) | st.integers()
+_data = st.recursive(_counts | st.booleans() | st.floats(), lambda inner: st.lists(inner, max_size=4))
+_sizes = st.fixed_dictionaries({"binary_data_size": _counts | st.sampled_from((3072, 6144))})
+_tensor = st.builds(
+    lambda kind, count, odd_shape, tensor: {
+        "name": kind[0],
+        "datatype": kind[1],
+        "shape": odd_shape or ([count, 32, 32, 3] if kind[0] == "rows" else [count]),
+        **tensor,
+    },
+    st.sampled_from((("rows", "UINT8"), ("files", "BYTES"))),
+    _counts,
+    st.none() | st.none() | st.lists(_counts, max_size=5),
+    st.fixed_dictionaries({"parameters": _sizes}) | st.fixed_dictionaries({"data": st.just([7] * 3072) | _data}),
+)
+_outputs = st.fixed_dictionaries(
+    {"name": st.sampled_from(("probabilities", "features", "probabilities", "features", "logits"))},
+    optional={"parameters": st.dictionaries(st.sampled_from(("binary_data", "classification")), _counts)},
+)
+_parameters = st.fixed_dictionaries({}, optional={"timeout": _counts, "binary_data_output": st.booleans()})
+_call = st.fixed_dictionaries(
+    {"inputs": st.lists(_tensor, min_size=1, max_size=1)},
+    optional={"id": st.text(max_size=20), "parameters": _parameters, "outputs": st.lists(_outputs, max_size=2)},
+) | st.dictionaries(st.sampled_from(("id", "inputs", "outputs", "parameters", "more")), _anything)
 
 
 def _checked(test: Callable[..., None]) -> Callable[..., None]:
@@ -83,6 +112,46 @@ def test_multipart_of_any_parts(target: Target, parts: list[Any], boundary: byte
     body += b"--" + boundary + end
     kind = f'multipart/form-data; boundary="{boundary.decode()}"'
     _statuses(target, "multipart", envelopes.post("/classify/image", kind, body))
+
+
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of enormous numbers, when it fails
+@_checked
+@hypothesis.given(
+    call=_call,
+    behind=st.sampled_from((b"", bytes(3072), len(_JPEG).to_bytes(4, "little") + _JPEG)) | st.binary(max_size=100),
+    length=st.none() | st.integers(-5, 5),
+    chunked=st.booleans(),
+)
+def test_tensors_of_any_form(target: Target, call: Any, behind: bytes, length: int | None, chunked: bool) -> None:
+    text = json.dumps(call).encode()
+    headers = [] if length is None else [f"{HEADER}: {len(text) + min(0, length)}"]
+    body = text + behind
+    if chunked:
+        headers.append("Transfer-Encoding: chunked")
+        body = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(text), text, len(behind), behind) if behind else b"0\r\n\r\n"
+    _statuses(target, "tensors", envelopes.post("/v2/models/hiera_demo_objects/infer", None, body, *headers))
+
+
+@_checked
+@hypothesis.given(
+    count=st.integers(1, 8),
+    outputs=st.lists(st.sampled_from(("probabilities", "features")), unique=True),
+    as_bytes=st.booleans(),
+    name=st.text(max_size=40),
+)
+def test_sound_tensors_are_answered(target: Target, count: int, outputs: list[str], as_bytes: bool, name: str) -> None:
+    size = 3072 * count
+    tensor = {
+        "name": "rows",
+        "shape": [count, 32, 32, 3],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": size},
+    }
+    call = {"id": name, "inputs": [tensor], "outputs": [{"name": each} for each in outputs]}
+    text = json.dumps(call | {"parameters": {"binary_data_output": as_bytes}}).encode()
+    path = "/v2/models/hiera_demo_objects/infer"
+    request = envelopes.post(path, None, text + bytes(range(256)) * (size // 256), f"{HEADER}: {len(text)}")
+    assert _statuses(target, "sound tensors", request) == [200]
 
 
 @_checked

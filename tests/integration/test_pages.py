@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +11,8 @@ import schemathesis
 
 from app.api import problems
 from app.errors import HieraError, RequestError
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_is_whole_without_any_other_host(client: httpx.Client) -> None:
@@ -71,7 +74,18 @@ def test_the_openapi_document_has_every_route_of_the_contract(document: dict) ->
         "/admin/models",
         "/admin/models/{name}",
         "/admin/reload",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}",
+        "/v2/models/{name}/ready",
+        "/v2/models/{name}/infer",
     }
+
+
+def test_every_route_of_the_document_is_described(document: dict) -> None:  # type: ignore[type-arg]
+    text = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("api.md", "open-inference.md"))
+    assert [path for path in document["paths"] if f"{path}`" not in text] == []
 
 
 def test_every_reference_of_the_document_leads_somewhere(document: dict) -> None:  # type: ignore[type-arg]
@@ -105,7 +119,31 @@ def test_the_document_tells_parameters_bodies_and_problems(document: dict) -> No
     assert "Retry-After" in image["responses"]["429"]["headers"]
 
 
+def test_the_document_tells_how_tensors_are_sent_and_answered(document: dict) -> None:  # type: ignore[type-arg]
+    infer = document["paths"]["/v2/models/{name}/infer"]["post"]
+    length = "Inference-Header-Content-Length"
+    assert [(each["name"], each["in"]) for each in infer["parameters"]] == [("name", "path"), (length, "header")]
+    assert not infer["parameters"][1].get("required")
+    binary = {"type": "string", "format": "binary"}
+    call, answer = ({"$ref": f"#/components/schemas/Inference{what}"} for what in ("Call", "Answer"))
+    for content, schema in ((infer["requestBody"], call), (infer["responses"]["200"], answer)):
+        assert content["content"] == {
+            "application/json": {"schema": schema},
+            "application/octet-stream": {"schema": binary},
+        }
+    assert length in infer["responses"]["200"]["headers"]
+
+
+def test_problems_are_documented_as_each_protocol_writes_them(document: dict) -> None:  # type: ignore[type-arg]
+    for path, operations in document["paths"].items():
+        model = "InferenceProblem" if path.startswith("/v2") else "Problem"
+        expected = {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+        for operation in operations.values():
+            told = [answer["content"] for status, answer in operation["responses"].items() if int(status) >= 400]
+            assert told == [expected] * len(told), path
+
+
 def test_the_document_is_valid_openapi(document: dict) -> None:  # type: ignore[type-arg]
     schema = schemathesis.openapi.from_dict(document)
     operations = list(schema.get_all_operations())
-    assert [type(operation).__name__ for operation in operations] == ["Ok"] * 12
+    assert [type(operation).__name__ for operation in operations] == ["Ok"] * 18

@@ -32,6 +32,7 @@ class RunningServer:
         defaults = {
             "host": "127.0.0.1",
             "port": 0,
+            "grpc_port": 0,
             "model_repository": repository,
             "engine": "onnxruntime",
             "engine_cache_folder": "none",

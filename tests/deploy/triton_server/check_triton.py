@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 """Packages served by Triton as they lie there give the probabilities of this project's own engine, and for images those
-that its server answers over HTTP: `run.sh`.
+that its server answers over HTTP; and Triton's own client gets the same from that server as from Triton: `run.sh`.
 
 Runs in the environment of Triton, against the model repository that is its argument; exit status 1 if anything differs.
 The server runs in the environment of PYTHON.
@@ -23,6 +23,7 @@ import numpy as np
 import pytriton
 import tritonclient.http
 from own_server import classify_row, own_server
+from same_calls import differences, input_of
 
 from app.engines.factory import EngineOptions
 from app.repository.store import Package, discover, latest, open_package
@@ -88,12 +89,6 @@ def wait_until_ready(client: tritonclient.http.InferenceServerClient, server: su
     sys.exit(f"Triton does not get ready:\n{log.read_text()[-6000:]}")
 
 
-def input_of(rows: np.ndarray) -> list[tritonclient.http.InferInput]:
-    tensor = tritonclient.http.InferInput("rows", rows.shape, "UINT8")
-    tensor.set_data_from_numpy(rows)
-    return [tensor]
-
-
 def largest_difference(client: tritonclient.http.InferenceServerClient, package: Package) -> tuple[float, int]:
     """Over batches of one row, of the golden sample, and of noise that fills a batch: |Triton - ours|, and the rows."""
     manifest = package.manifest
@@ -103,7 +98,7 @@ def largest_difference(client: tritonclient.http.InferenceServerClient, package:
     engine = load_engine(package, "onnxruntime", options)
     worst, seen = 0.0, 0
     for rows in (package.golden.rows[:1], package.golden.rows[:max_batch], noise):
-        theirs = client.infer(manifest.name, input_of(rows)).as_numpy("probabilities")
+        theirs = client.infer(manifest.name, [input_of(rows)]).as_numpy("probabilities")
         assert theirs.shape == (len(rows), manifest.num_classes), theirs.shape
         worst = max(worst, float(np.abs(theirs - engine.run(np.ascontiguousarray(rows))).max()))
         seen += len(rows)
@@ -115,7 +110,7 @@ def difference_from_server(client: tritonclient.http.InferenceServerClient, pack
     """Over the golden sample of an image model: |Triton - what our own server answers over HTTP|."""
     worst = 0.0
     for row in package.golden.rows[:4]:
-        theirs = client.infer(package.manifest.name, input_of(row[None])).as_numpy("probabilities")[0]
+        theirs = client.infer(package.manifest.name, [input_of(row[None])]).as_numpy("probabilities")[0]
         worst = max(worst, float(np.abs(theirs - classify_row(address, package, row)).max()))
     return worst
 
@@ -124,7 +119,7 @@ def names_the_label(client: tritonclient.http.InferenceServerClient, package: Pa
     """Whether Triton's classification extension reads labels.txt as we do."""
     rows = package.golden.rows[:1]
     wanted = tritonclient.http.InferRequestedOutput("probabilities", class_count=1)
-    top = client.infer(package.manifest.name, input_of(rows), outputs=[wanted]).as_numpy("probabilities")
+    top = client.infer(package.manifest.name, [input_of(rows)], outputs=[wanted]).as_numpy("probabilities")
     _, index, label = top.ravel()[0].decode().split(":")
     return label == package.labels[int(index)] and int(index) == int(package.golden.probabilities[0].argmax())
 
@@ -133,7 +128,7 @@ def rows_per_batch(client: tritonclient.http.InferenceServerClient, package: Pac
     """Rows of one batch in the mean when so many requests of one row come at once, which depends on the machine."""
     name = package.manifest.name
     before = client.get_inference_statistics(name)["model_stats"][0]
-    pending = [client.async_infer(name, input_of(package.golden.rows[:1])) for _ in range(requests)]
+    pending = [client.async_infer(name, [input_of(package.golden.rows[:1])]) for _ in range(requests)]
     for each in pending:
         each.get_result()
     after = client.get_inference_statistics(name)["model_stats"][0]
@@ -149,23 +144,28 @@ def main(repository: Path, chosen: list[str]) -> int:
         triton(repository, [p.manifest.name for p in packages], Path(folder) / "log") as client,
         own_server(os.environ.get("PYTHON", "python3"), repository, free_port()) as address,
     ):
+        ours = tritonclient.http.InferenceServerClient(address.removeprefix("http://"), concurrency=8)
         print(f"Triton {client.get_server_metadata()['version']} serves {len(packages)} packages of {repository}")
         for package in packages:
             difference, rows = largest_difference(client, package)
             labelled, mean = names_the_label(client, package), rows_per_batch(client, package)
             is_image = package.manifest.task == "image"
             over_http = difference_from_server(client, package, address) if is_image else 0.0
+            noticed = differences(client, ours, package, TOLERANCE)
             good = (
                 max(difference, over_http) <= TOLERANCE
                 and labelled
+                and not noticed
                 and "dynamic_batching" in client.get_model_config(package.manifest.name)
             )
             failed += not good
             print(
                 f"{'ok  ' if good else 'FAIL'} {package.manifest.name}: {rows} rows, probabilities differ by at most "
                 f"{difference:.1e} from our engine{f' and {over_http:.1e} from our server' if is_image else ''}, "
-                f"label {'agrees' if labelled else 'differs'}, {mean:.1f} rows a batch"
+                f"label {'agrees' if labelled else 'differs'}, {mean:.1f} rows a batch, Triton's client notices "
+                f"{'; '.join(noticed) or 'no difference'}"
             )
+        ours.close()
     return 1 if failed or not packages else 0
 
 

@@ -32,6 +32,7 @@ def own_server(python: str, repository: Path, port: int) -> Iterator[str]:
     """
     settings = {"HIERA_PORT": str(port), "HIERA_HOST": "127.0.0.1", "HIERA_MODEL_REPOSITORY": str(repository)}
     settings |= {"HIERA_ENGINE": "onnxruntime", "HIERA_ENGINE_CACHE_FOLDER": "none", "HIERA_WARMUP_BUDGET_SECONDS": "1"}
+    settings |= {"HIERA_GRPC_PORT": "0"}
     with tempfile.TemporaryFile() as log:
         command = [python, "-m", "app.cli", "run"]
         server = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)

@@ -17,7 +17,7 @@ _ROW = re.compile(r"^\| ([45]\d\d(?:, [45]\d\d)*) \| (`.+?`) \|", re.MULTILINE)
 _PROBLEM_KEYS = {"type", "title", "status", "detail", "code", "request_id"}
 _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _INSIDE = re.compile(
-    r'Traceback|File "|site-packages|\.py\b|/(usr|home|opt|work|tmp|proc)/|\b0x[0-9a-f]{6,}|object at|memfd|'
+    r'Traceback|File "|site-packages|\.py\b|/(usr|home|opt|work|tmp|proc)/|\b0x[0-9a-f]{6,}|object at 0x|memfd|'
     r"\b(PIL|[Pp]illow|libav|ffmpeg|numpy|pydantic|starlette|uvicorn|python|Errno|[A-Z]\w+Error)\b"
 )
 _WELL = (200, 307)
@@ -98,9 +98,12 @@ def _problem_complaints(body: bytes, status: int, request_id: str | None) -> lis
         problem = json.loads(body)
     except ValueError:
         return [f"{status} with a body that is not JSON: {body[:200]!r}"]
-    if not isinstance(problem, dict) or set(problem) != _PROBLEM_KEYS:
+    # Where the Open Inference Protocol is spoken, its clients look for the detail elsewhere.
+    if not isinstance(problem, dict) or set(problem) - {"error"} != _PROBLEM_KEYS:
         return [f"{status} with a body that is no problem: {body[:200]!r}"]
     wrong = []
+    if problem.get("error", problem["detail"]) != problem["detail"]:
+        wrong.append(f"an error that is not the detail: {body[:200]!r}")
     code = problem["code"]
     if status == 500 or _CODES.get(code) != status or problem["status"] != status:
         wrong.append(f"{status} {code!r} is not documented: {problem['detail']!r}")

@@ -38,7 +38,7 @@ CASES = int(os.environ.get("FUZZ_CASES") or 2000)
 ONLY_CASE = int(os.environ["FUZZ_CASE"]) if os.environ.get("FUZZ_CASE") else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # Hypothesis shows it with what failed, and would refuse to for its length
 class Target:
     """The server, what it held before anything hostile came, and what it said to good files then."""
 

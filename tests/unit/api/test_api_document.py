@@ -1,4 +1,4 @@
-"""`docs/api.md` knows what the code knows."""
+"""`docs/api.md` and `docs/open-inference.md` know what the code knows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 
 from app.api import problems
+from app.api.inference_schemas import InputParameters, OutputParameters, RequestParameters
 from app.api.query import QueryLimits, parameters
 from app.errors import HieraError, RequestError
 from app.telemetry.metrics import REJECTION_REASONS, STAGES, Metrics
 
-TEXT = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+TEXT = (DOCS / "api.md").read_text(encoding="utf-8")
+INFERENCE = (DOCS / "open-inference.md").read_text(encoding="utf-8")
 
 
 def test_every_problem_stands_in_its_row() -> None:
@@ -37,3 +40,9 @@ def test_every_metric_is_explained_with_its_labels() -> None:
             defined[name] = ", ".join(described)
     assert rows == defined
     assert all(word in TEXT for word in (*STAGES, *REJECTION_REASONS))
+
+
+def test_every_parameter_of_the_open_inference_protocol_is_named() -> None:
+    for model in (RequestParameters, InputParameters, OutputParameters):
+        for name in model.model_fields:
+            assert re.search(rf"`{name}[`:]", INFERENCE), name

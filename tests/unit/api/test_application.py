@@ -373,6 +373,9 @@ def test_the_document_tells_of_keys_that_are_for_other_calls() -> None:
         ("/models", "get"),
         ("/models/{name}", "get"),
         ("/metrics", "get"),
+        ("/v2/models/{name}", "get"),
+        ("/v2/models/{name}/ready", "get"),
+        ("/v2/models/{name}/infer", "post"),
     ):
         operation = paths[path][method]
         for status, headers in ((401, {}), (403, {"X-API-Key": "admin-secret"})):
@@ -457,7 +460,7 @@ def test_a_page_may_read_of_a_failure_of_ours(origins: tuple[str, ...], log: io.
 
 
 def test_an_upload_that_takes_long_is_set_aside_until_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.classify._SLOW_UPLOAD_S", 0.01)
+    monkeypatch.setattr("app.api.upload_stage._SLOW_UPLOAD_S", 0.01)
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"x"

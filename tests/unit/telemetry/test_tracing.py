@@ -41,7 +41,9 @@ def serve(tracing: Tracing, metrics: TracedMetrics, scope: Scope, *, status: int
     async def send(message: Message) -> None:
         """The client's side, which is not looked at."""
 
-    traced = TraceRequests(application, tracing, {"/classify/image"}, lambda scope: {"hiera.request_id": "r1"})
+    traced = TraceRequests(
+        application, tracing, {"/classify/image": "/classify/image"}.get, lambda scope: {"hiera.request_id": "r1"}
+    )
     asyncio.run(traced(scope, receive, send))
 
 

@@ -1,0 +1,217 @@
+"""The gRPC server: each call becomes an HTTP request to the application of this process, layers and all.
+
+So keys, admission, limits, metrics, traces and the access log are those of HTTP. Only what lies before is gRPC's own:
+connections and the reading of messages, which are bounded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from app.rpc.messages import MESSAGES, SERVICE
+from app.rpc.translation import METHODS, HttpAnswer, HttpCall, Method, Refused
+
+MESSAGE_BYTES = 16 * 1024 * 1024  # a message is whole in memory before anybody is asked whether there is room
+_PASSED_ON = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
+_GIVEN_BACK = ("x-request-id", "server-timing", "retry-after")
+
+_Message = MutableMapping[str, Any]
+Application = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+
+@dataclass(frozen=True)
+class RpcLimits:
+    """What one process bears.
+
+    Attributes:
+        calls: at a time; others are refused as RESOURCE_EXHAUSTED before their message is read.
+        connections: at a time.
+        metadata_bytes: of one call.
+        message_timeout_s: until a call's message has come.
+        share_port: whether other processes of this server listen on the same port.
+    """
+
+    calls: int
+    connections: int
+    metadata_bytes: int
+    message_timeout_s: float
+    share_port: bool = False
+
+
+class RpcServer:
+    """Listens as soon as it is made, and answers from `start` on. Used on one event loop.
+
+    Args:
+        app: the ASGI application.
+        address: "host:port".
+
+    Attributes:
+        received_bytes: of all messages so far.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    def __init__(self, app: Application, address: str, limits: RpcLimits) -> None:
+        self._app = app
+        self._running: set[asyncio.Future[None]] = set()
+        self.received_bytes = 0
+        self._timeout_s = limits.message_timeout_s
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=limits.calls,
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.max_metadata_size", limits.metadata_bytes),
+                ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+                ("grpc.max_concurrent_streams", limits.calls),
+                ("grpc.max_allowed_incoming_connections", limits.connections),
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.max_connection_idle_ms", 300_000),
+                ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone is noticed
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.so_reuseport", int(limits.share_port)),
+            ],
+        )
+        handlers = {name: self._handler(method) for name, method in METHODS.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address}") from error
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, and end those that are not answered after `grace_s`."""
+        await self._server.stop(grace_s)
+
+    def drop(self) -> None:
+        """End the calls that are not answered; their callers are told to try again."""
+        for running in self._running:
+            running.cancel()
+
+    def _handler(self, method: Method) -> grpc.RpcMethodHandler:
+        async def answer(messages: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                reply = await self._ask(await self._call(method, context), context)
+                context.set_trailing_metadata(_given_back(reply))
+                return method.answer(reply)
+            except Refused as refusal:
+                # Not by `context.abort`: what that raises is kept for a while, with all that its traceback refers to.
+                context.set_code(refusal.status)
+                context.set_details(str(refusal))
+                return None
+
+        # On the wire a call of one message is a stream of one; as a stream, its reading can be bounded in time.
+        return grpc.stream_unary_rpc_method_handler(
+            answer,
+            request_deserializer=None,
+            response_serializer=MESSAGES[method.response].SerializeToString,
+        )
+
+    async def _call(self, method: Method, context: grpc.aio.ServicerContext[Any, Any]) -> HttpCall:
+        """The HTTP request for the message of a call, which is not kept.
+
+        It is read from the context: an iterator that is not exhausted would keep it until the garbage collector comes.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                sent = await context.read()
+        except TimeoutError:
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly") from None
+        if sent is grpc.aio.EOF:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        self.received_bytes += len(sent)
+        try:
+            message = MESSAGES[method.request].FromString(sent)
+        except DecodeError:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method.request}") from None
+        return method.call(message, context.time_remaining())
+
+    async def _ask(self, call: HttpCall, context: grpc.aio.ServicerContext[Any, Any]) -> HttpAnswer:
+        """Have the application answer. If the caller leaves, it is told so, and settles what it has begun."""
+        exchange = _Exchange(call)
+        scope = _scope(call, context)
+        running = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            exchange.left.set()
+            await asyncio.wait([running])
+            raise
+        return exchange.answer()
+
+
+class _Exchange:
+    """The ASGI channel of one request whose body is there."""
+
+    def __init__(self, call: HttpCall) -> None:
+        self.left = asyncio.Event()
+        self._body = call.body
+        self._ended = False
+        self._start: _Message = {}
+        self._parts: list[bytes] = []
+
+    async def receive(self) -> _Message:
+        if not self._ended:
+            chunk = self._body.pop(0) if self._body else b""
+            self._ended = not self._body
+            return {"type": "http.request", "body": chunk, "more_body": not self._ended}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: _Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        else:
+            self._parts.append(message.get("body", b""))
+
+    def answer(self) -> HttpAnswer:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._start["headers"]}
+        return HttpAnswer(self._start["status"], headers, b"".join(self._parts))
+
+
+def _scope(call: HttpCall, context: grpc.aio.ServicerContext[Any, Any]) -> MutableMapping[str, Any]:
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in call.headers.items()]
+    for name, value in context.invocation_metadata() or ():
+        if name in _PASSED_ON:
+            headers.append((name.encode(), value.encode("latin-1") if isinstance(value, str) else value))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "2",
+        "method": call.method,
+        "scheme": "http",
+        "path": call.path,
+        "raw_path": call.path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": _client(context.peer()),
+        "server": None,
+    }
+
+
+def _client(peer: str) -> tuple[str, int] | None:
+    """Who calls, from "ipv4:10.0.0.7:51234" or "ipv6:%5B::1%5D:51234"."""
+    family, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    return (host.strip("[]"), int(port)) if family in ("ipv4", "ipv6") and port.isdecimal() else None
+
+
+def _given_back(answer: HttpAnswer) -> Sequence[tuple[str, str]]:
+    return tuple((name, answer.headers[name]) for name in _GIVEN_BACK if name in answer.headers)

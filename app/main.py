@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from app.api.application import CLASSIFY_PATHS, Parts, build_application, traced_route
+from app.api.application import build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
 from app.api.exchange import exchange_of
 from app.api.gate import Gate
 from app.api.keys import KeyRing
 from app.api.query import QueryLimits, QueryParser
+from app.api.routes import CLASSIFY_PATHS, Parts, traced_route
 from app.api.uploads import UploadLimits
 from app.core import Core, SharedEngines, create_core, create_shared_core, load_models
 from app.errors import HieraError

@@ -17,7 +17,7 @@ import pytest
 from asgi_double import Channel
 from fastapi import FastAPI
 
-from app.api.application import Parts, build_application
+from app.api.application import build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
 from app.api.exchange import Exchange
@@ -25,6 +25,7 @@ from app.api.gate import Gate
 from app.api.keys import KeyRing
 from app.api.middleware import AnswerFailures
 from app.api.query import QueryLimits
+from app.api.routes import Parts
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
 from app.serving.changes import Administer, Order, Report

@@ -7,21 +7,28 @@ connections and the reading of messages, which are bounded here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from app.rpc.messages import MESSAGES, SERVICE
 from app.rpc.translation import METHODS, HttpAnswer, HttpCall, Method, Refused
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # a message is whole in memory before anybody is asked whether there is room
+_FOREVER_S = 1e9
+_LAST_WORDS_S = 1.0  # for the answers of calls that were dropped
 _PASSED_ON = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
 _GIVEN_BACK = ("x-request-id", "server-timing", "retry-after")
+
+_errors = logging.getLogger("hiera.errors")
 
 _Message = MutableMapping[str, Any]
 Application = Callable[
@@ -38,7 +45,7 @@ class RpcLimits:
         calls: at a time; others are refused as RESOURCE_EXHAUSTED before their message is read.
         connections: at a time.
         metadata_bytes: of one call.
-        message_timeout_s: until a call's message has come.
+        message_timeout_s: until a call's message has come, or it is cancelled.
         share_port: whether other processes of this server listen on the same port.
     """
 
@@ -50,7 +57,10 @@ class RpcLimits:
 
 
 class RpcServer:
-    """Listens as soon as it is made, and answers from `start` on. Used on one event loop.
+    """Listens as soon as it is made, and answers from `start` on.
+
+    It is gRPC's server of threads: that of coroutines ends for good at the first path that is no UTF-8, which anybody
+    may send. A thread reads a call's message, and waits while the event loop answers.
 
     Args:
         app: the ASGI application.
@@ -65,10 +75,15 @@ class RpcServer:
 
     def __init__(self, app: Application, address: str, limits: RpcLimits) -> None:
         self._app = app
-        self._running: set[asyncio.Future[None]] = set()
-        self.received_bytes = 0
         self._timeout_s = limits.message_timeout_s
-        self._server = grpc.aio.server(
+        self._running: set[asyncio.Task[None]] = set()
+        self._reading: dict[grpc.ServicerContext, float] = {}  # until when
+        self.received_bytes = 0
+        handlers = {name: self._handler(method) for name, method in METHODS.items()}
+        self._threads = ThreadPoolExecutor(limits.calls, thread_name_prefix="grpc")
+        self._server = grpc.server(
+            self._threads,
+            handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers),),
             maximum_concurrent_rpcs=limits.calls,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -83,36 +98,56 @@ class RpcServer:
                 ("grpc.so_reuseport", int(limits.share_port)),
             ],
         )
-        handlers = {name: self._handler(method) for name, method in METHODS.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen on {address}") from error
 
     async def start(self) -> None:
-        await self._server.start()
+        """Answer, from the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._looking = asyncio.create_task(self._end_slow_calls())
+        self._server.start()
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, and end those that are not answered after `grace_s`."""
-        await self._server.stop(grace_s)
+        await asyncio.to_thread(self._server.stop(grace_s).wait)
+        self._looking.cancel()
+        self._threads.shutdown(wait=False)
 
     def drop(self) -> None:
-        """End the calls that are not answered; their callers are told to try again."""
+        """While it stops: end the calls that are not answered. Their callers are told to try again, if they listen."""
         for running in self._running:
             running.cancel()
+        self._loop.call_later(_LAST_WORDS_S, self._server.stop, None)
+
+    async def _end_slow_calls(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._timeout_s / 4))
+            now = time.monotonic()
+            for context, until in list(self._reading.items()):
+                if until < now:
+                    context.cancel()
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
-        async def answer(messages: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            given_back: Sequence[tuple[str, str]] = ()
+            message = MESSAGES[method.response]()
             try:
-                reply = await self._ask(await self._call(method, context), context)
-                context.set_trailing_metadata(_given_back(reply))
-                return method.answer(reply)
+                reply = self._ask(self._call(method, messages, context), context)
+                given_back = _given_back(reply)
+                message = method.answer(reply)
             except Refused as refusal:
-                # Not by `context.abort`: what that raises is kept for a while, with all that its traceback refers to.
                 context.set_code(refusal.status)
                 context.set_details(str(refusal))
-                return None
+            except (Exception, CancelledError):
+                if context.is_active():  # else nobody listens any more
+                    _errors.exception("a gRPC call failed")
+                context.set_code(grpc.StatusCode.INTERNAL)
+                context.set_details("the server failed on this call; its log says why")
+                given_back = ()
+            context.set_trailing_metadata(given_back)
+            return message
 
         # On the wire a call of one message is a stream of one; as a stream, its reading can be bounded in time.
         return grpc.stream_unary_rpc_method_handler(
@@ -121,39 +156,43 @@ class RpcServer:
             response_serializer=MESSAGES[method.response].SerializeToString,
         )
 
-    async def _call(self, method: Method, context: grpc.aio.ServicerContext[Any, Any]) -> HttpCall:
-        """The HTTP request for the message of a call, which is not kept.
-
-        It is read from the context: an iterator that is not exhausted would keep it until the garbage collector comes.
-        """
+    def _call(self, method: Method, messages: Iterator[bytes], context: grpc.ServicerContext) -> HttpCall:
+        """The HTTP request for the message of a call, which is not kept."""
+        self._reading[context] = time.monotonic() + self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                sent = await context.read()
-        except TimeoutError:
-            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly") from None
-        if sent is grpc.aio.EOF:
+            sent = next(messages, None)
+        finally:
+            del self._reading[context]
+        if sent is None:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         self.received_bytes += len(sent)
         try:
             message = MESSAGES[method.request].FromString(sent)
         except DecodeError:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method.request}") from None
-        return method.call(message, context.time_remaining())
+        left_s = context.time_remaining()  # without a deadline none, or some centuries
+        return method.call(message, left_s if left_s is not None and left_s < _FOREVER_S else None)
 
-    async def _ask(self, call: HttpCall, context: grpc.aio.ServicerContext[Any, Any]) -> HttpAnswer:
+    def _ask(self, call: HttpCall, context: grpc.ServicerContext) -> HttpAnswer:
         """Have the application answer. If the caller leaves, it is told so, and settles what it has begun."""
         exchange = _Exchange(call)
-        scope = _scope(call, context)
-        running = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            exchange.left.set()
-            await asyncio.wait([running])
-            raise
+        answered = asyncio.run_coroutine_threadsafe(self._run(_scope(call, context), exchange), self._loop)
+
+        def leave() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the application
+                self._loop.call_soon_threadsafe(exchange.left.set)
+
+        if not context.add_callback(leave):
+            leave()
+        answered.result()
         return exchange.answer()
+
+    async def _run(self, scope: _Message, exchange: _Exchange) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        await self._app(scope, exchange.receive, exchange.send)
 
 
 class _Exchange:
@@ -185,11 +224,11 @@ class _Exchange:
         return HttpAnswer(self._start["status"], headers, b"".join(self._parts))
 
 
-def _scope(call: HttpCall, context: grpc.aio.ServicerContext[Any, Any]) -> MutableMapping[str, Any]:
+def _scope(call: HttpCall, context: grpc.ServicerContext) -> MutableMapping[str, Any]:
     headers = [(name.encode(), value.encode("latin-1")) for name, value in call.headers.items()]
     for name, value in context.invocation_metadata() or ():
         if name in _PASSED_ON:
-            headers.append((name.encode(), value.encode("latin-1") if isinstance(value, str) else value))
+            headers.append((name.encode(), value.encode() if isinstance(value, str) else value))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

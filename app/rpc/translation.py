@@ -77,9 +77,12 @@ class Method:
 
 def _infer_call(message: Any, bears_s: float | None) -> HttpCall:
     _check_counts(message)
-    parameters: dict[str, Any] = {"binary_data_output": True, **_plain(message.parameters)}
-    if bears_s is not None:
-        parameters["timeout"] = max(1, min(int(bears_s * 1e6), parameters.get("timeout", 1 << 62)))
+    parameters: dict[str, Any] = _plain(message.parameters) | {"binary_data_output": True}
+    asked_us = parameters.get("timeout")
+    # What is no time limit is left as it is, to be refused.
+    if bears_s is not None and (asked_us is None or (type(asked_us) is int and asked_us > 0)):
+        left_us = max(1, int(bears_s * 1e6))
+        parameters["timeout"] = left_us if asked_us is None else min(left_us, asked_us)
     (tensor,) = message.inputs
     data = message.raw_input_contents[0] if message.raw_input_contents else _contents(tensor)
     given = {
@@ -92,7 +95,10 @@ def _infer_call(message: Any, bears_s: float | None) -> HttpCall:
     if message.id:
         document["id"] = message.id
     if message.outputs:
-        document["outputs"] = [{"name": each.name, "parameters": _plain(each.parameters)} for each in message.outputs]
+        document["outputs"] = [
+            {"name": each.name, "parameters": _plain(each.parameters) | {"binary_data": True}}
+            for each in message.outputs
+        ]
     text = json.dumps(document).encode()
     headers = {"content-length": str(len(text) + len(data)), INFERENCE_HEADER: str(len(text))}
     return HttpCall("POST", f"{_model(message.model_name, message.model_version)}/infer", headers, [text, data])

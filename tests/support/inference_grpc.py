@@ -69,12 +69,15 @@ def frames_to(address: tuple[str, int], window: int = 65_535) -> Iterator[socket
         yield connection
 
 
-def call_frames(stream: int, path: bytes, message: bytes = b"", *headers: tuple[bytes, bytes]) -> bytes:
-    """A call with its one message, on a stream of an odd number."""
+def call_frames(stream: int, path: bytes, message: bytes | None = b"", *headers: tuple[bytes, bytes]) -> bytes:
+    """A call with its one message, or without it and without an end, on a stream of an odd number."""
     given = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"test", b"te": b"trailers"}
     listed = [*given.items(), (b"content-type", b"application/grpc"), *headers]
     block = b"".join(b"\0" + _text(name) + _text(value) for name, value in listed)  # in no table (RFC 7541, 6.2.2)
-    return _frame(1, 4, stream, block) + _frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)
+    head = _frame(1, 4, stream, block)
+    if message is None:
+        return head
+    return head + _frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)
 
 
 def read_stream(connection: socket.socket, stream: int) -> bytes:

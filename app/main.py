@@ -178,7 +178,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await server.start(_open_rpc(app, settings, 1 if shared is None else shared.processes))
+        await server.start(_open_rpc(app, settings, keys, 1 if shared is None else shared.processes))
         try:
             yield
         finally:
@@ -242,7 +242,7 @@ def create_host_metrics() -> Metrics:
     return _create_metrics(None)
 
 
-def _open_rpc(app: FastAPI, settings: Settings, processes: int) -> RpcServer | None:
+def _open_rpc(app: FastAPI, settings: Settings, keys: KeyRing, processes: int) -> RpcServer | None:
     """What answers gRPC, not started; None where it is off or its library is missing.
 
     Raises:
@@ -258,13 +258,17 @@ def _open_rpc(app: FastAPI, settings: Settings, processes: int) -> RpcServer | N
         return None
     limits = RpcLimits(
         calls=max(_FEWEST_CALLS, settings.max_in_flight_bytes // MESSAGE_BYTES // processes),
-        connections=connection_limits(settings, processes).max_connections,
+        connections=max(1, connection_limits(settings, processes).max_connections // 2),  # HTTP's take their own
         metadata_bytes=settings.max_header_bytes,
         message_timeout_s=settings.upload_idle_timeout_seconds,
         share_port=processes > 1,
     )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return RpcServer(app, f"{host}:{settings.grpc_port}", limits)
+
+    def knows(headers: list[tuple[bytes, bytes]]) -> bool:
+        return not keys.required or keys.name_of(headers) is not None
+
+    return RpcServer(app, f"{host}:{settings.grpc_port}", limits, knows)
 
 
 def _open_tracing(endpoint: str) -> Tracing:

@@ -7,4 +7,4 @@ import os
 logging.getLogger("grpc").setLevel(logging.CRITICAL)
 # Read when its library is loaded. No process forks after that: media workers are forked by processes of their own.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

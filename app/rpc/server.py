@@ -30,6 +30,7 @@ _GIVEN_BACK = ("x-request-id", "server-timing", "retry-after")
 
 _errors = logging.getLogger("hiera.errors")
 
+Headers = list[tuple[bytes, bytes]]
 _Message = MutableMapping[str, Any]
 Application = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]],
@@ -65,6 +66,8 @@ class RpcServer:
     Args:
         app: the ASGI application.
         address: "host:port".
+        knows: whether a call with these headers comes from somebody who may call; asked in threads. Of others no
+            message is waited for.
 
     Attributes:
         received_bytes: of all messages so far.
@@ -73,8 +76,11 @@ class RpcServer:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, app: Application, address: str, limits: RpcLimits) -> None:
+    def __init__(
+        self, app: Application, address: str, limits: RpcLimits, knows: Callable[[Headers], bool] = lambda headers: True
+    ) -> None:
         self._app = app
+        self._knows = knows
         self._timeout_s = limits.message_timeout_s
         self._running: set[asyncio.Task[None]] = set()
         self._reading: dict[grpc.ServicerContext, float] = {}  # until when
@@ -87,6 +93,7 @@ class RpcServer:
             maximum_concurrent_rpcs=limits.calls,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: 16 KB may unpack to gigabytes
                 ("grpc.max_metadata_size", limits.metadata_bytes),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.max_concurrent_streams", limits.calls),
@@ -158,6 +165,10 @@ class RpcServer:
 
     def _call(self, method: Method, messages: Iterator[bytes], context: grpc.ServicerContext) -> HttpCall:
         """The HTTP request for the message of a call, which is not kept."""
+        if not MESSAGES[method.request].DESCRIPTOR.fields:  # nothing is said in it
+            return method.call(None, None)
+        if not self._knows(_headers(context)):
+            return HttpCall("POST", "/v2/models/unread/infer")  # for the application to refuse in its own words
         self._reading[context] = time.monotonic() + self._timeout_s
         try:
             sent = next(messages, None)
@@ -224,11 +235,17 @@ class _Exchange:
         return HttpAnswer(self._start["status"], headers, b"".join(self._parts))
 
 
+def _headers(context: grpc.ServicerContext) -> Headers:
+    """Of a call's metadata, those that are passed on."""
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else value)
+        for name, value in context.invocation_metadata() or ()
+        if name in _PASSED_ON
+    ]
+
+
 def _scope(call: HttpCall, context: grpc.ServicerContext) -> MutableMapping[str, Any]:
-    headers = [(name.encode(), value.encode("latin-1")) for name, value in call.headers.items()]
-    for name, value in context.invocation_metadata() or ():
-        if name in _PASSED_ON:
-            headers.append((name.encode(), value.encode() if isinstance(value, str) else value))
+    headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -239,7 +256,7 @@ def _scope(call: HttpCall, context: grpc.ServicerContext) -> MutableMapping[str,
         "raw_path": call.path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": headers,
+        "headers": headers + _headers(context),
         "client": _client(context.peer()),
         "server": None,
     }

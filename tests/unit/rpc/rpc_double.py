@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from app.load.server import free_port
-from app.rpc.server import Application, RpcLimits, RpcServer
+from app.rpc.server import Application, Headers, RpcLimits, RpcServer
 from app.rpc.translation import INFERENCE_HEADER
 
 Message = MutableMapping[str, Any]
@@ -93,11 +93,14 @@ def _ran() -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Application, host: str = "127.0.0.1", **limits: Any
+    app: Application,
+    host: str = "127.0.0.1",
+    knows: Callable[[Headers], bool] = lambda headers: True,
+    **limits: Any,
 ) -> AsyncIterator[tuple[RpcServer, grpc.aio.Channel, str]]:
     """A server that answers, a channel to it, and its address."""
     address = f"{host}:{free_port()}"
-    server = RpcServer(app, address, RpcLimits(**(LIMITS | limits)))
+    server = RpcServer(app, address, RpcLimits(**(LIMITS | limits)), knows)
     await server.start()
     try:
         async with another_channel(address) as channel:

@@ -15,12 +15,13 @@ import pytest
 from inference_grpc import message, method
 from rpc_double import Asked, Message, another_channel, on_a_loop, outcome, serving, until
 
-from app.rpc.messages import SERVICE
+from app.rpc.messages import MESSAGES, SERVICE
 from app.rpc.server import MESSAGE_BYTES
 
 EXHAUSTED, LATE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED
 ENDED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # as gRPC's library has it, when a server stops
-LIVE = message("ServerLive")
+LIVE, READY = message("ServerLive"), message("ModelReady", name="m")
+LIVES = MESSAGES["ServerLiveResponse"]
 MIB = 1 << 20
 
 
@@ -45,10 +46,8 @@ async def test_a_message_that_is_too_large_reaches_nobody() -> None:
         assert server.received_bytes == MESSAGE_BYTES
         status, _ = await outcome(method(channel, "ModelInfer")(infer(MESSAGE_BYTES - rest + 1)))
         assert status is EXHAUSTED
-        status, _ = await outcome(
-            method(channel, "ModelInfer")(infer(MESSAGE_BYTES), compression=grpc.Compression.Gzip)
-        )
-        assert status is EXHAUSTED
+        packed = method(channel, "ModelInfer")(infer(MESSAGE_BYTES), compression=grpc.Compression.Gzip)
+        assert (await outcome(packed))[0] is grpc.StatusCode.UNIMPLEMENTED  # it is not even unpacked
         assert server.received_bytes == MESSAGE_BYTES
     assert len(app.scopes) == 1
 
@@ -57,8 +56,8 @@ async def test_a_message_that_is_too_large_reaches_nobody() -> None:
 async def test_metadata_that_are_too_large_reach_nobody() -> None:
     app = Asked(document={})
     async with serving(app, metadata_bytes=4096) as (_, channel, _):
-        await method(channel, "ServerLive")(LIVE, metadata=[("x-api-key", "k" * 3000)])
-        status, _ = await outcome(method(channel, "ServerLive")(LIVE, metadata=[("x-api-key", "k" * 5000)]))
+        await method(channel, "ModelReady")(READY, metadata=[("x-api-key", "k" * 3000)])
+        status, _ = await outcome(method(channel, "ModelReady")(READY, metadata=[("x-api-key", "k" * 5000)]))
         assert status is EXHAUSTED
     assert len(app.scopes) == 1
 
@@ -98,11 +97,31 @@ async def test_more_connections_than_are_borne_are_closed_until_others_are() -> 
 async def test_a_message_that_does_not_come_is_not_waited_for() -> None:
     app = Asked(document={})
     async with serving(app, calls=1, message_timeout_s=0.2) as (_, channel, address):
-        silent = channel.stream_unary(f"/{SERVICE}/ServerLive")()
+        silent = channel.stream_unary(f"/{SERVICE}/ModelReady")()
         assert (await outcome(silent))[0] is grpc.StatusCode.CANCELLED
         async with another_channel(address) as another:
             assert await once_there_is_room(another, "ServerLive", LIVE) is grpc.StatusCode.OK
     assert len(app.scopes) == 1
+
+
+@on_a_loop
+async def test_of_a_stranger_no_message_is_waited_for() -> None:
+    app = Asked(401, {"detail": "send a key."})
+    async with serving(app, message_timeout_s=3600, knows=lambda headers: (b"x-api-key", b"k") in headers) as given:
+        _, channel, _ = given
+        silent = channel.stream_unary(f"/{SERVICE}/ModelInfer")()
+        assert await outcome(silent) == (grpc.StatusCode.UNAUTHENTICATED, "send a key.")
+        known = channel.stream_unary(f"/{SERVICE}/ModelInfer")(metadata=[("x-api-key", "k")], timeout=0.3)
+        assert (await outcome(known))[0] is LATE
+    assert [scope["path"] for scope in app.scopes] == ["/v2/models/unread/infer"]
+
+
+@on_a_loop
+async def test_whoever_asks_whether_the_server_lives_need_not_say_more() -> None:
+    async with serving(Asked(document={}), calls=1, message_timeout_s=3600) as (_, channel, _):
+        for _ in range(3):
+            silent = channel.stream_unary(f"/{SERVICE}/ServerLive", response_deserializer=LIVES.FromString)()
+            assert (await silent).live
 
 
 @on_a_loop
@@ -122,7 +141,7 @@ async def test_a_caller_that_leaves_is_told_to_the_application(how: str) -> None
     app = Asked(held=True)
     async with serving(app, calls=1) as (_, channel, address):
         async with another_channel(address) as leaving:
-            call = method(leaving, "ModelInfer")(infer(5), timeout=0.5 if how == "deadline" else None)
+            call = method(leaving, "ModelInfer")(infer(5), timeout=1.0 if how == "deadline" else None)
             await until(lambda: len(app.scopes) == 1)
             assert app.left == 0
             if how == "cancel":

@@ -16,7 +16,7 @@ from app.rpc.messages import SERVICE
 from app.rpc.server import RpcServer
 
 LIVE = message("ServerLive")
-LIVE_PATH = f"/{SERVICE}/ServerLive".encode()
+LIVE_PATH, READY_PATH = f"/{SERVICE}/ServerLive".encode(), f"/{SERVICE}/ModelReady".encode()
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ async def test_a_stop_that_is_dropped_does_not_wait_for_a_message() -> None:
     async with serving(Asked(document={}), calls=1, message_timeout_s=3600) as (server, channel, address):
         status = None
         while status is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # else the other call was the first
-            with sent(address, call_frames(1, LIVE_PATH, None)):
+            with sent(address, call_frames(1, READY_PATH, None)):
                 status, _ = await outcome(method(channel, "ServerLive")(LIVE))
                 if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     await stop_and_drop(server)

@@ -116,7 +116,7 @@ async def test_garbage_is_refused_and_says_nothing_of_the_inside() -> None:
 async def test_a_call_without_a_message_is_refused() -> None:
     app = Asked()
     async with serving(app) as (_, channel, _):
-        call = channel.stream_unary(f"/{SERVICE}/ServerLive")()
+        call = channel.stream_unary(f"/{SERVICE}/ModelReady")()
         await call.done_writing()
         assert await outcome(call) == (INVALID, "the call has no message")
     assert app.scopes == []
@@ -126,8 +126,8 @@ async def test_a_call_without_a_message_is_refused() -> None:
 async def test_of_several_messages_the_first_is_the_call_s() -> None:
     app = Asked(document={})
     async with serving(app) as (_, channel, _):
-        sent = [b"", b"\xff", b"\xff"]
-        call = channel.stream_unary(f"/{SERVICE}/ServerLive")(iter(sent))
+        sent = [message("ModelReady", name="m").SerializeToString(), b"\xff", b"\xff"]
+        call = channel.stream_unary(f"/{SERVICE}/ModelReady")(iter(sent))
         assert (await call) == b"\x08\x01"
     assert len(app.scopes) == 1
 

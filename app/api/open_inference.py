@@ -113,6 +113,7 @@ class OpenInferenceEndpoints:
         with self._service.admit(task, options, started=exchange.started, body_bytes=length) as ticket:
             model = ticket.model
             exchange.model = model.name
+            _check_version(request, model.name, model.version)  # it may have been swapped since
             uploads = Uploads(bounds.upload, on_bytes=lambda count: reserve_chunk(ticket, body, count))
             tensors = TensorBody(
                 json_nbytes,
@@ -156,9 +157,7 @@ class OpenInferenceEndpoints:
     def _status(self, request: Request) -> ModelStatus:
         """The model of a path. Raises UnknownModel: there is none of that name and version."""
         status = find_model(self._models, request.path_params["name"])
-        version = request.path_params.get("version")
-        if version is not None and version != str(status.version):
-            raise UnknownModel(f"{status.name} serves version {status.version}, and no other")
+        _check_version(request, status.name, status.version)
         return status
 
 
@@ -177,6 +176,13 @@ async def run_model(
             raise outcome
         answers.append(outcome)
     return answers
+
+
+def _check_version(request: Request, name: str, serves: int) -> None:
+    """Raise UnknownModel where the path names another version than the one that serves."""
+    version = request.path_params.get("version")
+    if version is not None and version != str(serves):
+        raise UnknownModel(f"{name} serves version {serves}, and no other")
 
 
 def _loaded(status: ModelStatus) -> LoadedModel:

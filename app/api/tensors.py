@@ -87,6 +87,7 @@ def parse_request(text: bytes, model: LoadedModel, *, binary_follows: bool) -> I
     Raises:
         MalformedRequest: it is not of the protocol's form.
         InvalidParameter: it asks for what the model does not take or give.
+        LimitExceeded: the answer would take too long to write.
     """
     if text.count(b'"') > _MOST_QUOTES:
         raise MalformedRequest("the request's JSON has more names and texts than the Open Inference Protocol knows")
@@ -99,11 +100,10 @@ def parse_request(text: bytes, model: LoadedModel, *, binary_follows: bool) -> I
         raise MalformedRequest(
             "binary_data_size was given without the header Inference-Header-Content-Length, the length of the JSON"
         )
-    return request_of(call, model)
+    return _request_of(call, model)
 
 
-def request_of(call: InferenceCall, model: LoadedModel) -> InferenceRequest:
-    """What a call wants of a model. Errors as `parse_request`."""
+def _request_of(call: InferenceCall, model: LoadedModel) -> InferenceRequest:
     tensor = call.inputs[0]
     if (tensor.name, tensor.datatype) == (FILES, "BYTES"):
         kind, count = FILES, _count_files(tensor)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -147,12 +147,11 @@ class RpcServer:
             except Refused as refusal:
                 context.set_code(refusal.status)
                 context.set_details(str(refusal))
-            except (Exception, CancelledError):
+            except Exception:
                 if context.is_active():  # else nobody listens any more
                     _errors.exception("a gRPC call failed")
                 context.set_code(grpc.StatusCode.INTERNAL)
                 context.set_details("the server failed on this call; its log says why")
-                given_back = ()
             context.set_trailing_metadata(given_back)
             return message
 

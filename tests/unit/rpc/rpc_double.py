@@ -17,7 +17,7 @@ from app.rpc.server import Application, Headers, RpcLimits, RpcServer
 from app.rpc.translation import INFERENCE_HEADER
 
 Message = MutableMapping[str, Any]
-LIMITS = {"calls": 4, "connections": 8, "metadata_bytes": 4096, "message_timeout_s": 30.0}
+LIMITS: dict[str, Any] = {"calls": 4, "connections": 8, "metadata_bytes": 4096, "message_timeout_s": 30.0}
 DRAWN = b"\x00\x00\x80\x3f"  # float32, 1
 
 

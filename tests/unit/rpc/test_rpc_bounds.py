@@ -128,11 +128,23 @@ async def test_whoever_asks_whether_the_server_lives_need_not_say_more() -> None
 async def test_the_time_for_a_message_is_not_that_for_its_answer() -> None:
     app = Asked(document={}, held=True)
     async with serving(app, message_timeout_s=0.1) as (_, channel, _):
-        held = method(channel, "ServerLive")(LIVE)
+        held = method(channel, "ModelReady")(READY)
         await until(lambda: len(app.scopes) == 1)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         app.go.set()
-        assert (await held).live
+        assert (await held).ready
+
+
+@on_a_loop
+async def test_a_caller_that_leaves_before_its_message_came_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Asked(document={}), calls=1) as (_, channel, address), another_channel(address) as another:
+        leaving = channel.stream_unary(f"/{SERVICE}/ModelInfer")()
+        await leaving.wait_for_connection()
+        while (await outcome(method(another, "ServerLive")(LIVE)))[0] is not EXHAUSTED:
+            await asyncio.sleep(0.01)
+        leaving.cancel()
+        assert await once_there_is_room(another, "ServerLive", LIVE) is grpc.StatusCode.OK
+    assert [record.getMessage() for record in caplog.records if "gRPC call" in record.getMessage()] == []
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
@@ -210,7 +222,7 @@ async def test_calls_that_are_dropped_end_even_if_the_application_does_not_answe
         held = method(channel, "ModelInfer")(infer(5), timeout=5)
         await begun.wait()
         server.drop()
-        assert (await outcome(held))[0] is not LATE
+        assert (await outcome(held))[0] is grpc.StatusCode.INTERNAL
 
 
 @contextlib.contextmanager

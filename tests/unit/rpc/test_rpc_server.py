@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -11,10 +13,10 @@ import grpc
 import grpc.aio
 import pytest
 from inference_grpc import message, method
-from rpc_double import DRAWN, Asked, Message, on_a_loop, outcome, serving
+from rpc_double import DRAWN, LIMITS, Asked, Message, on_a_loop, outcome, serving
 
 from app.rpc.messages import SERVICE
-from app.rpc.server import _client
+from app.rpc.server import RpcLimits, RpcServer, _client
 from app.rpc.translation import INFERENCE_HEADER
 
 INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
@@ -252,3 +254,21 @@ async def test_a_failure_of_the_application_is_internal_and_says_nothing_of_it(
         assert dict(await call.trailing_metadata()) == {}
         status, _ = await outcome(method(channel, "ModelReady")(message("ModelReady")))
         assert status is grpc.StatusCode.NOT_FOUND  # it lives on
+
+
+@pytest.mark.parametrize("share_port", [False, True])
+@on_a_loop
+async def test_a_port_is_shared_with_processes_of_this_server_alone(share_port: bool) -> None:
+    limits = RpcLimits(**LIMITS, share_port=share_port)
+    async with serving(Asked(document={}), share_port=share_port) as (_, _, address):
+        with contextlib.nullcontext() if share_port else pytest.raises(OSError, match="gRPC cannot listen on 127"):
+            RpcServer(Asked(), address, limits)
+
+
+@on_a_loop
+async def test_nothing_goes_on_after_the_stop() -> None:
+    before = asyncio.all_tasks()
+    async with serving(Asked(document={})) as (_, channel, _):
+        await method(channel, "ServerLive")(message("ServerLive"))
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

@@ -17,10 +17,10 @@ from typing import Any, cast
 import onnx
 
 from app.caches import cache_folder
-from app.engines.base import batch_ladder
+from app.engines.base import FEATURES, PROBABILITIES, batch_ladder
 from app.engines.cuda import CudaDevice
 from app.engines.plans import PlanCheck, PlanKey, PlanRecord, file_sha256, graph_sources, record_file
-from app.engines.tensorrt import FEATURES, PROBABILITIES, ROWS, TensorRtEngine
+from app.engines.tensorrt import ROWS, TensorRtEngine
 from app.engines.trt import FLAVOURS, INSTALL, Flavour, first_error, installed_flavours, load_bindings, make_logger
 from app.errors import EngineUnavailable
 from app.repository.store import Package

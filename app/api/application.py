@@ -10,11 +10,11 @@ from app.api import openapi
 from app.api.direct import DirectFastAPI
 from app.api.middleware import AllowOrigins, AnswerFailures, RecordExchanges, RequireKey
 from app.api.routes import CLASSIFY_PATHS, Parts, add_routes, answer_problem
+from app.api.tensors import HEADER
 from app.api.unread import FinishUnreadBodies
 from app.errors import HieraError
 
 _OPEN_PATHS = frozenset({"/", "/docs", "/docs/", "/openapi.json", "/health/", "/v2", "/v2/health/"})
-_INFERENCE_HEADER = "inference-header-content-length"
 
 
 def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
@@ -40,8 +40,8 @@ def build_application(parts: Parts, lifespan: Lifespan[FastAPI]) -> FastAPI:
             AllowOrigins,
             allow_origins=parts.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", _INFERENCE_HEADER, "x-api-key", "x-request-id"],
-            expose_headers=[_INFERENCE_HEADER, "retry-after", "server-timing", "x-request-id"],
+            allow_headers=["authorization", "content-type", HEADER, "x-api-key", "x-request-id"],
+            expose_headers=[HEADER, "retry-after", "server-timing", "x-request-id"],
         )
     app.add_middleware(FinishUnreadBodies)
     app.add_middleware(RecordExchanges, metrics=parts.metrics, tasks=CLASSIFY_PATHS)

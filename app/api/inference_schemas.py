@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.schemas import Problem
 
+MOST_OUTPUTS, MOST_AXES = 2, 8
 _INT64 = 2**63 - 1  # what the protocol's other wire, protobuf, holds
 
 
@@ -82,7 +83,7 @@ class InputTensor(_Wire):
 
     name: str
     """"rows", uint8 of the model's geometry, or "files", which come as bytes behind the JSON."""
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=_INT64)]], Field(max_length=8)]
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=_INT64)]], Field(max_length=MOST_AXES)]
     datatype: str
     """UINT8 for rows, BYTES for files."""
     parameters: InputParameters = InputParameters()
@@ -103,7 +104,7 @@ class InferenceCall(_Wire):
     id: Annotated[str, Field(max_length=256)] | None = None
     parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
-    outputs: Annotated[list[OutputWanted], Field(max_length=2)] = []
+    outputs: Annotated[list[OutputWanted], Field(max_length=MOST_OUTPUTS)] = []
 
 
 class BinaryData(_Wire):

@@ -22,7 +22,7 @@ from app.telemetry.metrics import Metrics
 
 _MAX_LOGGED_PATH = 200
 _PROBED = ("/health/", "/metrics", "/v2/health/")
-OPEN_INFERENCE_PREFIX = "/v2"
+_OPEN_INFERENCE = "/v2"
 
 _access = logging.getLogger(logs.ACCESS_LOGGER)
 _errors = logging.getLogger("hiera.errors")
@@ -48,7 +48,7 @@ class RecordExchanges:
             return
         path: str = scope["path"]
         request_id = sound_request_id(scope["headers"])
-        exchange = Exchange(request_id, self._tasks.get(path), open_inference=path.startswith(OPEN_INFERENCE_PREFIX))
+        exchange = Exchange(request_id, self._tasks.get(path), open_inference=path.startswith(_OPEN_INFERENCE))
         exchange.bind(scope)
         token = logs.request_id.set(exchange.request_id)
 

@@ -23,7 +23,7 @@ from app.api.inference_schemas import ModelMetadata, ServerMetadata, TensorMetad
 from app.api.models import ModelList, find_model
 from app.api.schemas import Health
 from app.api.tensor_body import TensorBody, header_nbytes
-from app.api.tensors import ROWS, encode_answer, outputs_of, parse_request
+from app.api.tensors import HEADER, ROWS, encode_answer, outputs_of, parse_request
 from app.api.upload_stage import UploadStage
 from app.api.uploads import OVERHEAD_BYTES, Uploads, check_encoding
 from app.errors import InvalidParameter, LimitExceeded, MalformedRequest, Unavailable, UnknownModel
@@ -35,7 +35,6 @@ from app.serving.service import Service
 from app.serving.status import ModelStatus
 from app.serving.ticket import Ticket
 
-_HEADER = b"inference-header-content-length"
 _JSON = "application/json"
 _SERVER = ServerMetadata(name="hiera-serve", version="1.0", extensions=("binary_tensor_data", "classification"))
 
@@ -105,7 +104,7 @@ class OpenInferenceEndpoints:
         bounds = self._bounds[task]
         body = Body(request.scope["headers"], receive, bounds.pace)
         check_encoding(body)
-        json_nbytes = header_nbytes(single_header(request.scope["headers"], _HEADER), body.content_length)
+        json_nbytes = header_nbytes(single_header(request.scope["headers"], HEADER.encode()), body.content_length)
         most = (json_nbytes or 0) + bounds.upload.max_request_bytes + OVERHEAD_BYTES
         body.check_length(most)
         options = ClassifyOptions(model=status.name)
@@ -144,7 +143,7 @@ class OpenInferenceEndpoints:
             self._observer.stage_duration(model.name, "postprocess", seconds)
         if json_length == len(content):
             return Response(content, media_type=_JSON)
-        headers = {_HEADER.decode(): str(json_length)}
+        headers = {HEADER: str(json_length)}
         return Response(content, headers=headers, media_type="application/octet-stream")
 
     def _reserve(self, ticket: Ticket, rows: int) -> None:

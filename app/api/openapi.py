@@ -106,10 +106,10 @@ def problem_answers(*problems: int, problem: type[schemas.Problem] = schemas.Pro
     return documented
 
 
-def path_parameter(name: str, description: str) -> dict[str, Any]:
+def path_parameter(description: str) -> dict[str, Any]:
     """The parameter object of `{name}` in a path."""
     schema = {"type": "string"}
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+    return {"name": "name", "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def classify_answers(task: Task) -> Responses:

@@ -80,8 +80,8 @@ def add_routes(app: DirectFastAPI, parts: Parts) -> None:
         )
 
     answers = openapi.answers
-    name = openapi.path_parameter("name", "A name from /models.")
-    package = openapi.path_parameter("name", "A name from /admin/models.")
+    name = openapi.path_parameter("A name from /models.")
+    package = openapi.path_parameter("A name from /admin/models.")
     models, health, pages = ModelEndpoints(parts.models), HealthEndpoints(parts.condition), PageEndpoints()
     get, add = partial(_add, app, "GET"), partial(_add, app)
     get("/models", models.list_models, "List the models", "models", answers(Models, 401, 403))
@@ -122,12 +122,15 @@ def _add_open_inference(app: DirectFastAPI, endpoints: OpenInferenceEndpoints) -
         method: str, path: str, endpoint: Endpoint, summary: str, documented: openapi.Responses, **extra: Any
     ) -> None:
         operation_id = f"inference_{endpoint.__name__}"
-        parameters = [openapi.path_parameter("name", "A name from /models.")] if "{name}" in path else []
+        parameters = [openapi.path_parameter("A name from /models.")] if "{name}" in path else []
         extra = extra | {"parameters": [*parameters, *extra.get("parameters", ())]}
         _add(app, method, path, endpoint, summary, tag, documented, operation_id=operation_id, **extra)
-        if "{name}" in path:  # the same of a version, which must be the one that serves
-            version = path.replace("{name}", "{name}/versions/{version}")
+        version = path.replace("{name}", "{name}/versions/{version}")  # which must be the one that serves
+        if version != path:
             _add(app, method, version, endpoint, summary, tag, documented, operation_id=operation_id, shown=False)
+        if method == "POST":
+            app.add_direct_route(path, endpoint, answer_problem)
+            app.add_direct_route(version, endpoint, answer_problem)
 
     add("GET", "/v2", endpoints.server_metadata, "Who this is", answers(ServerMetadata))
     add("GET", "/v2/health/live", endpoints.server_live, "Whether the process works", answers(Health, 503))
@@ -139,8 +142,6 @@ def _add_open_inference(app: DirectFastAPI, endpoints: OpenInferenceEndpoints) -
     run, body = openapi.inference_answers(), openapi.inference_body()
     header = [openapi.INFERENCE_HEADER]
     add("POST", INFER_ROUTE, endpoints.infer, "Run a model on rows or files", run, request_body=body, parameters=header)
-    for path in (INFER_ROUTE, f"{model}/versions/{{version}}/infer"):
-        app.add_direct_route(path, endpoints.infer, answer_problem)
 
 
 def _add(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.api.tensors import FILES, MAX_HEADER_BYTES, MAX_JSON_BYTES, InferenceRequest, element_size
+from app.api.tensors import ELEMENT_HEAD, FILES, HEADER, MAX_HEADER_BYTES, MAX_JSON_BYTES, InferenceRequest
 from app.api.uploads import Uploads
 from app.errors import LimitExceeded, MalformedRequest
 from app.media.shared import UploadedRows
 
-_HEADER = "inference-header-content-length"
-_ELEMENT_HEAD = 4
 _NOT_WHOLE = "the body ends before its tensors do"
 
 
@@ -90,7 +88,7 @@ class TensorBody:
         self._text.clear()
         if request.kind == FILES:
             self._uploads.check_count(request.count)
-            self._uploads.check_total(request.nbytes - _ELEMENT_HEAD * request.count)
+            self._uploads.check_total(request.nbytes - ELEMENT_HEAD.size * request.count)
         else:
             self._uploads.check_total(request.nbytes)
         self._reserve(request.count)
@@ -109,13 +107,13 @@ class TensorBody:
             return
         while chunk:
             if not self._element_missing:
-                missing = _ELEMENT_HEAD - len(self._element_head)
+                missing = ELEMENT_HEAD.size - len(self._element_head)
                 self._element_head += chunk[:missing]
                 chunk = chunk[missing:]
-                if len(self._element_head) == _ELEMENT_HEAD:
+                if len(self._element_head) == ELEMENT_HEAD.size:
                     if len(self._uploads.files) == request.count:
                         raise MalformedRequest(f"there are more files than the {request.count} of the shape")
-                    self._element_missing = element_size(self._element_head)
+                    (self._element_missing,) = ELEMENT_HEAD.unpack(self._element_head)
                     self._element_head.clear()
                     self._uploads.begin()
             part = chunk[: self._element_missing]
@@ -136,10 +134,10 @@ def header_nbytes(value: bytes, content_length: int | None) -> int | None:
     if not value:
         return None
     if not value.isdigit() or len(value) > 12:
-        raise MalformedRequest(f"the {_HEADER} header is not a number of bytes")
+        raise MalformedRequest(f"the {HEADER} header is not a number of bytes")
     size = int(value)
     if content_length is not None and size > content_length:
-        raise MalformedRequest(f"the {_HEADER} header says more bytes than the body has")
+        raise MalformedRequest(f"the {HEADER} header says more bytes than the body has")
     if size > MAX_HEADER_BYTES:
         raise LimitExceeded(f"the JSON before binary tensors may have {MAX_HEADER_BYTES:,} bytes")
     return size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from app.api.inference_schemas import BinaryData, InferenceAnswer, InferenceCall, InputTensor, OutputTensor
+from app.engines.base import FEATURES, PROBABILITIES
 from app.errors import InvalidParameter, LimitExceeded, MalformedRequest
 from app.repository.manifest import faults_of
 from app.serving.model import LoadedModel
@@ -26,14 +27,14 @@ from app.serving.postprocess import top_k
 from app.serving.results import Outputs
 
 ROWS, FILES = "rows", "files"
-PROBABILITIES, FEATURES = "probabilities", "features"
+HEADER = "inference-header-content-length"  # the length of the JSON where bytes stand behind it
 MAX_HEADER_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1024 * 1024  # numbers as text: reading them holds up every other request, 10 ms for so many
 # Writing an answer holds up every other request as well: 20 ms for so much.
 MAX_WRITTEN, MAX_NAMED = 200_000, 20_000
 # Some thirty names and texts make a request; to say of each of 100,000 that it is unknown would take 0.15 s.
 _MOST_QUOTES = 400
-_ELEMENT = struct.Struct("<I")  # an element of a BYTES tensor: its length, then its bytes
+ELEMENT_HEAD = struct.Struct("<I")  # an element of a BYTES tensor: its length, then its bytes
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _wishes(call: InferenceCall, model: LoadedModel, count: int) -> tuple[Wish, 
 
 
 @dataclass(frozen=True)
-class AnswerTensor:
+class _AnswerTensor:
     """An output as it was wished for: float32 [n, width], or the names of classes, [n, classes]."""
 
     wish: Wish
@@ -214,18 +215,17 @@ class AnswerTensor:
         """As bytes: little-endian float32, or each name with its length before it."""
         if self.names is None:
             return self.values.astype("<f4", copy=False).tobytes()
-        texts = [name.encode() for row in self.names for name in row]
-        return b"".join(_ELEMENT.pack(len(text)) + text for text in texts)
+        return bytes_tensor(name.encode() for row in self.names for name in row)
 
 
-def answer_tensors(request: InferenceRequest, model: LoadedModel, answers: Sequence[Outputs]) -> list[AnswerTensor]:
+def _answer_tensors(request: InferenceRequest, model: LoadedModel, answers: Sequence[Outputs]) -> list[_AnswerTensor]:
     """What was wished for. `answers` are of all rows together, or one of a single row for each file."""
     tensors = []
     for wish in request.wishes:
         parts = [answer.features if wish.name == FEATURES else answer.probabilities for answer in answers]
         values = np.concatenate([part for part in parts if part is not None])  # [n, width]
         names = None if wish.classes is None else _named(values, wish.classes, model.labels)
-        tensors.append(AnswerTensor(wish, values, names))
+        tensors.append(_AnswerTensor(wish, values, names))
     return tensors
 
 
@@ -233,7 +233,7 @@ def encode_answer(request: InferenceRequest, model: LoadedModel, answers: Sequen
     """The body of an answer, and how much of it is JSON; outputs that were wished for as bytes stand behind that."""
     tensors: list[OutputTensor] = []
     blobs: list[bytes] = []
-    for each in answer_tensors(request, model, answers):
+    for each in _answer_tensors(request, model, answers):
         data = size = None
         if each.wish.binary:
             blobs.append(each.binary())
@@ -256,10 +256,9 @@ def _named(probabilities: NDArray[np.float32], classes: int, labels: tuple[str, 
     )
 
 
-def element_size(head: bytes | bytearray) -> int:
-    """The length of a BYTES element, from the four bytes before it."""
-    size: int = _ELEMENT.unpack(head)[0]
-    return size
+def bytes_tensor(elements: Iterable[bytes]) -> bytes:
+    """The binary data of a BYTES tensor."""
+    return b"".join(ELEMENT_HEAD.pack(len(element)) + element for element in elements)
 
 
 def _listed(shape: Sequence[int]) -> str:

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         _say_cannot_listen(settings.host, settings.port, error, "PORT or --port")
         return 1
-    if settings.grpc_port and importlib.util.find_spec("grpc") is not None:
+    if _speaks_grpc(settings):
         try:
             listen(settings.host, settings.grpc_port).close()
         except OSError as error:
@@ -72,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     _log.info("stopped")
     _end_process_if_threads_live(status)
     return status
+
+
+def _speaks_grpc(settings: Settings) -> bool:
+    return bool(settings.grpc_port) and importlib.util.find_spec("grpc") is not None
 
 
 def _say_cannot_listen(host: str, port: int, error: OSError, port_setting: str) -> None:
@@ -126,7 +130,7 @@ def _say_where_to_look(settings: Settings, listener: socket.socket) -> None:
         "ready": f"{url}/health/ready",
         "models": str(settings.model_repository),
     }
-    if settings.grpc_port and importlib.util.find_spec("grpc") is not None:
+    if _speaks_grpc(settings):
         fields["grpc"] = f"{host}:{settings.grpc_port}"
     _log.info("listening", extra={"fields": fields})
     _log.info("try: curl -F file=@photo.jpg %s/classify/image", url)

@@ -19,6 +19,8 @@ Rows = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Features = NDArray[np.float32]
 
+PROBABILITIES, FEATURES = "probabilities", "features"  # what a graph's outputs are called
+
 
 @dataclass(frozen=True)
 class Graph:

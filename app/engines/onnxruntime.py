@@ -11,11 +11,10 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows
+from app.engines.base import FEATURES, PROBABILITIES, EngineInfo, Features, Graph, Probabilities, Rows
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
-PROBABILITIES, FEATURES = "probabilities", "features"
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bfcarena")
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows, batch_ladder
+from app.engines.base import FEATURES, PROBABILITIES, EngineInfo, Features, Graph, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
-from app.engines.onnxruntime import CPU_PROVIDER, FEATURES, PROBABILITIES, check_graph, open_session, run_errors
+from app.engines.onnxruntime import CPU_PROVIDER, check_graph, open_session, run_errors
 from app.engines.pipeline import Pipeline
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
@@ -52,7 +52,6 @@ class OnnxRuntimeCudaEngine:
         self.max_batch = max_batch
         self._device = device
         self._shrink = False
-        self._rows = 0  # of the last batch
         self._bindings: dict[int, Any] = {}
         self._pipeline = Pipeline(device, graph.row_shape, graph.classes, batch_ladder(max_batch))
         try:
@@ -80,17 +79,15 @@ class OnnxRuntimeCudaEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         try:
-            answers = self._pipeline.run(rows, self._enqueue, record=self._recordable)
+            return self._pipeline.run(rows, self._enqueue, record=self._recordable)
         except EngineOutOfMemory:
             self._shrink = True
             raise
-        self._rows = len(rows)
-        return answers
 
     def features(self) -> Features:
         if self._features is None:
             raise EngineError("the graph gives no features")
-        return self._pipeline.fetch(self._features, self._rows)
+        return self._pipeline.fetch(self._features)
 
     def close(self) -> None:
         # The session first: its arena and its recorded graphs refer to the pipeline's stream and memory.

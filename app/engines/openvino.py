@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from app.engines.base import EngineInfo, Features, Graph, Probabilities, Rows, other_precision
+from app.engines.base import (
+    FEATURES,
+    PROBABILITIES,
+    EngineInfo,
+    Features,
+    Graph,
+    Probabilities,
+    Rows,
+    other_precision,
+)
 from app.engines.cache import keep_compiled
 from app.engines.cpus import machine_id
 from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
@@ -19,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-_PROBABILITIES, _FEATURES = "probabilities", "features"
 _OUT_OF_MEMORY = ("could not allocate", "out of memory", "bad_alloc", "failed to allocate")
 
 
@@ -147,7 +155,7 @@ class OpenVinoEngine:
             rows = rows if rows.flags.writeable else rows.copy()
             self._request.set_input_tensor(ov.Tensor(rows, shared_memory=True))
             self._request.infer()
-            return np.array(self._request.get_tensor(_PROBABILITIES).data, np.float32)
+            return np.array(self._request.get_tensor(PROBABILITIES).data, np.float32)
         except RuntimeError as error:
             text = str(error)
             if any(mark in text.lower() for mark in _OUT_OF_MEMORY):
@@ -156,7 +164,7 @@ class OpenVinoEngine:
 
     def features(self) -> Features:
         try:
-            return np.array(self._request.get_tensor(_FEATURES).data, np.float32)
+            return np.array(self._request.get_tensor(FEATURES).data, np.float32)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO has no features of the last batch: {error}") from error
 
@@ -181,9 +189,9 @@ def _check_graph(graph: Graph, compiled: ov.CompiledModel) -> int:
             f"{graph.path}: takes {shapes}, not one tensor of uint8 rows [n, {', '.join(map(str, graph.row_shape))}]"
         )
     outputs = {name: each for each in compiled.outputs for name in each.names}
-    if _PROBABILITIES not in outputs:
-        raise PackageError(f"{graph.path}: has no output named {_PROBABILITIES}")
-    features = outputs.get(_FEATURES)
+    if PROBABILITIES not in outputs:
+        raise PackageError(f"{graph.path}: has no output named {PROBABILITIES}")
+    features = outputs.get(FEATURES)
     if features is None or features.get_element_type() != ov.Type.f32:
         return 0
     shape = features.get_partial_shape()

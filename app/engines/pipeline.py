@@ -60,6 +60,7 @@ class Pipeline:
         self._row_shape = row_shape
         self._row_nbytes = int(np.prod(row_shape))
         self._sizes = sizes
+        self._rows = 0  # of the last batch
         self._ends: list[Callable[[], None]] = []
         self._recorded: dict[int, int | None] = {}  # None: this size cannot be recorded
         self._lock = threading.Lock()
@@ -135,6 +136,7 @@ class Pipeline:
         finally:
             with self._lock:
                 self._free.append(slot)
+        self._rows = n
         return answers.copy()
 
     def add_output(self, width: int) -> FurtherOutput:
@@ -145,12 +147,13 @@ class Pipeline:
         host = self._device.pinned(rows * width * 4).view(np.float32).reshape(rows, width)
         return FurtherOutput(self._memory(rows * width * 4), host)
 
-    def fetch(self, output: FurtherOutput, n: int) -> Features:
-        """What the last `run` left there for its `n` rows: float32 [n, width], the caller's own."""
+    def fetch(self, output: FurtherOutput) -> Features:
+        """What the last `run` that went well left there for its rows: float32 [n, width], the caller's own."""
+        values = output.host[: self._rows]
         self._device.use()
-        self._device.download(output.host[:n], output.address, self.stream)
+        self._device.download(values, output.address, self.stream)
         self._device.synchronise(self.stream)
-        return output.host[:n].copy()
+        return values.copy()
 
     def close(self) -> None:
         """Give everything back; also of a pipeline that was made in part."""

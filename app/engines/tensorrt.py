@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from app.engines.base import EngineInfo, Features, Probabilities, Rows, batch_ladder
+from app.engines.base import FEATURES, PROBABILITIES, EngineInfo, Features, Probabilities, Rows, batch_ladder
 from app.engines.device import Device
 from app.engines.pipeline import Pipeline
 from app.engines.plans import PlanRecord
@@ -17,8 +17,6 @@ from app.engines.trt import first_error, make_logger
 from app.errors import EngineError, EngineOutOfMemory, PackageError
 
 ROWS = "rows"
-PROBABILITIES = "probabilities"
-FEATURES = "features"
 
 
 class TensorRtEngine:
@@ -59,7 +57,6 @@ class TensorRtEngine:
         self._device = device
         self._memory = 0
         self._contexts: dict[int, Any] = {}
-        self._rows = 0  # of the last batch
         self._pipeline = Pipeline(device, row_shape, classes, sizes)
         try:
             self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
@@ -85,14 +82,12 @@ class TensorRtEngine:
 
     def run(self, rows: Rows) -> Probabilities:
         self._lines.clear()
-        answers = self._pipeline.run(rows, self._enqueue, record=True)
-        self._rows = len(rows)
-        return answers
+        return self._pipeline.run(rows, self._enqueue, record=True)
 
     def features(self) -> Features:
         if self._features is None:
             raise EngineError("the plan gives no features; build it again with the hiera-export of this release")
-        return self._pipeline.fetch(self._features, self._rows)
+        return self._pipeline.fetch(self._features)
 
     def layers(self, trt: Any) -> str:
         """What the plan runs, layer by layer, as TensorRT's own JSON."""

@@ -15,7 +15,6 @@ SERVICE = "inference.GRPCInferenceService"
 
 _F = descriptor_pb2.FieldDescriptorProto
 _BOOL, _INT64, _UINT32, _STRING, _BYTES = _F.TYPE_BOOL, _F.TYPE_INT64, _F.TYPE_UINT32, _F.TYPE_STRING, _F.TYPE_BYTES
-_FLOAT = _F.TYPE_FLOAT
 
 # By message: its fields with their number and type; a list says that it repeats, "{}" that it is a map from strings.
 _Field = int | str

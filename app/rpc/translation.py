@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
+from app.api.inference_schemas import MOST_AXES, MOST_OUTPUTS
+from app.api.tensors import HEADER, bytes_tensor
 from app.repository.manifest import NAME
 from app.rpc.messages import MESSAGES
 
-INFERENCE_HEADER = "inference-header-content-length"
-_MOST_OUTPUTS, _MOST_AXES, _MOST_PARAMETERS = 2, 8, 8
+_MOST_PARAMETERS = 8
 _MOST_LISTED = 1 << 20  # each is an object of Python's for a moment: 20 ms in all
 _STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -100,18 +100,18 @@ def _infer_call(message: Any, bears_s: float | None) -> HttpCall:
             for each in message.outputs
         ]
     text = json.dumps(document).encode()
-    headers = {"content-length": str(len(text) + len(data)), INFERENCE_HEADER: str(len(text))}
+    headers = {"content-length": str(len(text) + len(data)), HEADER: str(len(text))}
     return HttpCall("POST", f"{_model(message.model_name, message.model_version)}/infer", headers, [text, data])
 
 
 def _check_counts(message: Any) -> None:
     """Raise Refused for a message of more parts than any sound one has: millions fit into it, and each would take
     time of the event loop."""
-    tensors = (*message.inputs[:2], *message.outputs[:_MOST_OUTPUTS])
+    tensors = (*message.inputs[:2], *message.outputs[:MOST_OUTPUTS])
     if len(message.inputs) != 1 or len(message.raw_input_contents) > 1:
         fault = "a request has one input, and its contents once"
-    elif len(message.outputs) > _MOST_OUTPUTS or len(message.inputs[0].shape) > _MOST_AXES:
-        fault = f"a request has at most {_MOST_OUTPUTS} outputs, and an input at most {_MOST_AXES} axes"
+    elif len(message.outputs) > MOST_OUTPUTS or len(message.inputs[0].shape) > MOST_AXES:
+        fault = f"a request has at most {MOST_OUTPUTS} outputs, and an input at most {MOST_AXES} axes"
     elif max(len(each.parameters) for each in (message, *tensors)) > _MOST_PARAMETERS:
         fault = f"a request and its tensors have at most {_MOST_PARAMETERS} parameters each"
     else:
@@ -126,7 +126,7 @@ def _contents(tensor: Any) -> bytes:
         message = f"typed contents may have {_MOST_LISTED:,} elements; send more as raw_input_contents"
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
     if tensor.datatype == "BYTES":
-        return b"".join(struct.pack("<I", len(each)) + each for each in listed)
+        return bytes_tensor(listed)
     try:
         return bytes(listed)
     except ValueError:
@@ -136,7 +136,7 @@ def _contents(tensor: Any) -> bytes:
 
 def _infer_answer(answer: HttpAnswer) -> Any:
     _check(answer)
-    length = int(answer.headers[INFERENCE_HEADER])
+    length = int(answer.headers[HEADER])
     document = json.loads(answer.body[:length])
     message = MESSAGES["ModelInferResponse"](
         model_name=document["model_name"], model_version=document["model_version"], id=document.get("id", "")
@@ -152,11 +152,7 @@ def _infer_answer(answer: HttpAnswer) -> Any:
 def _metadata_answer(name: str) -> Callable[[HttpAnswer], Any]:
     def message_of(answer: HttpAnswer) -> Any:
         _check(answer)
-        document = json.loads(answer.body)
-        document.update(
-            {key: [dict(each) for each in document[key]] for key in ("inputs", "outputs") if key in document}
-        )
-        return MESSAGES[name](**document)
+        return MESSAGES[name](**json.loads(answer.body))
 
     return message_of
 

@@ -219,7 +219,7 @@ def test_a_further_output_is_fetched_for_the_rows_of_the_last_batch(
     for n in (8, 1, 3, 5, 8):
         rows = draw(n, n)
         np.testing.assert_array_equal(pipeline.run(rows, both, record=record), expected(rows))
-        np.testing.assert_array_equal(pipeline.fetch(both.output, n), ends(rows))
+        np.testing.assert_array_equal(pipeline.fetch(both.output), ends(rows))
     pipeline.close()
     assert not device.held
 
@@ -229,16 +229,16 @@ def test_a_further_output_stays_on_the_device_unless_it_is_fetched(pipeline: Pip
     for _ in range(2):
         pipeline.run(draw(4), both, record=False)
     assert device.log.count("download") == 2
-    pipeline.fetch(both.output, 4)
+    pipeline.fetch(both.output)
     assert device.log.count("download") == 3
 
 
 def test_what_was_fetched_survives_the_next_batch(pipeline: Pipeline) -> None:
     both = SumsAndEnds(pipeline)
     pipeline.run(draw(2, 1), both, record=False)
-    first = pipeline.fetch(both.output, 2)
+    first = pipeline.fetch(both.output)
     pipeline.run(draw(2, 2), both, record=False)
-    pipeline.fetch(both.output, 2)
+    pipeline.fetch(both.output)
     np.testing.assert_array_equal(first, ends(draw(2, 1)))
 
 
@@ -250,7 +250,7 @@ def test_a_further_output_is_waited_for_on_a_device_that_is_never_early() -> Non
     for rows, following in ((first, ahead), (ahead, first)):
         pipeline.run(rows, lambda size: device.later(pipeline.stream, lambda: both(size)), record=False)
         pipeline.stage(following)  # its rows are on their way and are not what is fetched
-        np.testing.assert_array_equal(pipeline.fetch(both.output, 3), ends(rows))
+        np.testing.assert_array_equal(pipeline.fetch(both.output), ends(rows))
     pipeline.close()
     assert not device.held
 

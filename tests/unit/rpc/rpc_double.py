@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from app.api.tensors import HEADER
 from app.load.server import free_port
 from app.rpc.server import Application, Headers, RpcLimits, RpcServer
-from app.rpc.translation import INFERENCE_HEADER
 
 Message = MutableMapping[str, Any]
 LIMITS: dict[str, Any] = {"calls": 4, "connections": 8, "metadata_bytes": 4096, "message_timeout_s": 30.0}
@@ -88,7 +88,7 @@ class Asked:
 def _ran() -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     tensor = {"name": "o", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": len(DRAWN)}}
     text = json.dumps({"model_name": "m", "model_version": "3", "outputs": [tensor]}).encode()
-    return text + DRAWN, ((INFERENCE_HEADER.encode(), str(len(text)).encode()),)
+    return text + DRAWN, ((HEADER.encode(), str(len(text)).encode()),)
 
 
 @contextlib.asynccontextmanager

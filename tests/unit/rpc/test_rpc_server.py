@@ -15,9 +15,9 @@ import pytest
 from inference_grpc import message, method
 from rpc_double import DRAWN, LIMITS, Asked, Message, on_a_loop, outcome, serving
 
+from app.api.tensors import HEADER
 from app.rpc.messages import SERVICE
 from app.rpc.server import RpcLimits, RpcServer, _client
-from app.rpc.translation import INFERENCE_HEADER
 
 INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
 SECRET = "/etc/of the inside"
@@ -42,7 +42,7 @@ async def test_a_call_is_a_request_and_its_answer_is_the_call_s() -> None:
     assert (scope["type"], scope["method"], scope["path"]) == ("http", "POST", "/v2/models/m/infer")
     assert (scope["raw_path"], scope["query_string"]) == (b"/v2/models/m/infer", b"")
     headers = dict(scope["headers"])
-    assert int(headers[b"content-length"]) == int(headers[INFERENCE_HEADER.encode()]) + 3 == app.nbytes[0]
+    assert int(headers[b"content-length"]) == int(headers[HEADER.encode()]) + 3 == app.nbytes[0]
     assert (answer.model_name, answer.model_version, list(answer.raw_output_contents)) == ("m", "3", [DRAWN])
     assert received == INFER.ByteSize()
 
@@ -163,7 +163,7 @@ async def test_keys_ids_and_traces_are_passed_on_and_nothing_else() -> None:
         "tracestate": "a=b",
     }
     kept = {"cookie": "c", "x-forwarded-for": "1.2.3.4", "content-length": "99", "content-encoding": "gzip",
-            INFERENCE_HEADER: "1", "x-api-key-bin": b"\xff"}  # fmt: skip
+            HEADER: "1", "x-api-key-bin": b"\xff"}  # fmt: skip
     app = Asked(document={})
     async with serving(app) as (_, channel, _):
         call = method(channel, "ServerLive")

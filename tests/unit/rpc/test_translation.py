@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from app.api.problems import _STATUS as PROBLEMS
+from app.api.tensors import HEADER
 from app.rpc.messages import MESSAGES
-from app.rpc.translation import INFERENCE_HEADER, METHODS, HttpAnswer, HttpCall, Refused
+from app.rpc.translation import METHODS, HttpAnswer, HttpCall, Refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MODEL_METHODS = ("ModelReady", "ModelMetadata", "ModelInfer")
@@ -34,7 +35,7 @@ def infer(bears_s: float | None = None, /, **fields: Any) -> dict[str, Any]:
 def answer(name: str, document: object, *blobs: bytes, status: int = 200) -> Any:
     """The message for an HTTP answer."""
     text = json.dumps(document).encode()
-    return METHODS[name].answer(HttpAnswer(status, {INFERENCE_HEADER: str(len(text))}, b"".join([text, *blobs])))
+    return METHODS[name].answer(HttpAnswer(status, {HEADER: str(len(text))}, b"".join([text, *blobs])))
 
 
 def rows(**more: Any) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def test_raw_contents_stand_behind_the_json_whose_length_is_said(data: bytes) ->
     request = call("ModelInfer", id="7", raw_input_contents=[data])
     text, whole = request.body[0], b"".join(request.body)
     assert whole == text + data
-    assert request.headers == {"content-length": str(len(whole)), INFERENCE_HEADER: str(len(text))}
+    assert request.headers == {"content-length": str(len(whole)), HEADER: str(len(text))}
     assert json.loads(text) == {
         "id": "7",
         "parameters": {"binary_data_output": True},

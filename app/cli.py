@@ -1,4 +1,4 @@
-"""`hiera-serve`: run a server, list models, classify a file, measure a server; each is a module in `app/commands/`."""
+"""`hiera-serve`: run a server, list models, classify files, measure a server; each is a module in `app/commands/`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.settings import SettingsError
 _COMMANDS = {
     "run": "serve the model repository over HTTP",
     "models": "list the packages of the model repository, or of a running server",
-    "classify": "classify one file without a server",
+    "classify": "classify files without a server: one, or folders of them",
     "bench": "measure a server under load",
 }
 

@@ -73,6 +73,7 @@ def _fields(status: ModelStatus) -> dict[str, Any]:
         "batch_curve": _curve(model) if model else (),
         "useful_batch_rows": model.curve.useful_rows if model else None,
         "instances": model.instances if model else None,
+        "feature_dim": model.feature_dim if model else None,
         "queue_rows": status.queue_rows,
         "accuracy": (),
     }

@@ -105,6 +105,11 @@ def _parameters(task: Task, limits: QueryLimits) -> list[_Parameter]:
             {"type": "integer", "minimum": 1, "maximum": limits.max_timeout_ms},
             "Milliseconds from the start of the upload to the answer; later, the work is dropped (504).",
         ),
+        _Parameter(
+            "features",
+            {"type": "boolean", "default": False},
+            "Whether to add the features (the embedding) that the classifier read.",
+        ),
     ]
     if task == "image":
         return common
@@ -123,11 +128,15 @@ def _parameters(task: Task, limits: QueryLimits) -> list[_Parameter]:
     ]
 
 
-def _value(name: str, text: str, schema: Mapping[str, Any]) -> int | str:
+def _value(name: str, text: str, schema: Mapping[str, Any]) -> int | str | bool:
     if schema["type"] == "string":
         if re.fullmatch(NAME, text) is None:
             raise InvalidParameter(f"{name} is not a model's name; /models lists them")
         return text
+    if schema["type"] == "boolean":
+        if text not in ("true", "false"):
+            raise InvalidParameter(f"{name} is {text[:20]!r}, but must be true or false")
+        return text == "true"
     number = int(text) if _INTEGER.fullmatch(text) else None
     if "enum" in schema:
         if number not in schema["enum"]:

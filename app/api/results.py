@@ -63,6 +63,7 @@ def _common(outcome: Classification, request_id: str, upload_s: float, total_s: 
             total=_ms(total_s),
         ),
         "batch_rows": outcome.batch_rows,
+        "features": None if outcome.features is None else tuple(outcome.features.tolist()),
     }
 
 

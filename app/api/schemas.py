@@ -77,6 +77,8 @@ class ImageResult(_Wire):
     latency_ms: LatencyMs
     batch_rows: int
     """Rows of the batch that this image was classified in."""
+    features: tuple[float, ...] | None = None
+    """What the classifier read of it, float32; with `features=true` only. Of a video the mean over its views."""
 
 
 class VideoResult(ImageResult):
@@ -150,6 +152,8 @@ class ModelEntry(_Wire):
     noop: bool
     """The model is not run at all (HIERA_ENGINE=noop): the predictions mean nothing."""
     classes: int | None
+    feature_dim: int | None
+    """Width of the features; 0 where the engine gives none, null unless ready."""
     input_shape: tuple[int, ...] | None
     """Of one row: height, width, 3; for video with the frames in front."""
     parameters: int | None

@@ -1,42 +1,56 @@
-"""`hiera-serve classify FILE`: the same service as the server's, in this process, for one file."""
+"""`hiera-serve classify FILE…`: the same service as the server's, in this process, for a file or for millions."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
-import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
-from app.api.results import image_result, video_result
+from app.commands.answer_lines import Progress, json_line, result_of, results_file, shown, text_line
+from app.commands.many_files import Answer, ManyFiles
 from app.commands.setting_flags import settings_from
-from app.core import create_core
-from app.errors import ChangeRefused, InvalidParameter, PackageError, UnknownModel
-from app.load.request import task_of
+from app.errors import InvalidParameter
+from app.load.request import VIDEO_SUFFIXES, task_of
 from app.load.table import text_table
-from app.media.shared import SharedBytes
-from app.repository.manifest import Manifest, read_manifest
-from app.repository.store import MANIFEST, PackagePath, discover
-from app.serving.registry import ModelRegistry
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.settings import Settings
 from app.telemetry import logs
-from app.telemetry.metrics import Metrics
 
-_CHUNK_BYTES = 1024 * 1024
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command; models, engine and limits are set by HIERA_ variables as for the server."""
-    parser.description = __doc__
-    parser.add_argument("file", type=Path, metavar="FILE", help="an image or a video")
-    parser.add_argument("--task", choices=("image", "video"), help="what the file is (told from its name's ending)")
+    parser.description = (
+        "Classify files with the server's own decoders, models and engines, without a server: one, with a table, or "
+        "many, with a line for each in their order. A file that fails costs the others nothing; the exit status is 1 "
+        "then."
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="an image, a video, or a folder (with those below it)"
+    )
+    parser.add_argument(
+        "--task", choices=("image", "video"), help="what the files are (told from their names' endings)"
+    )
     parser.add_argument("--model", help="the model that answers (the task's default)")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="how many classes to name (5)")
     parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal views of a video (1)")
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="spatial views of each clip (1)")
-    parser.add_argument("--json", action="store_true", help="print JSON, as the server answers")
+    parser.add_argument("--json", action="store_true", help="print JSON; for many files a line for each")
+    parser.add_argument("--features", action="store_true", help="with JSON: add the features (the embedding)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write JSON lines there; files that have a line there are passed over, so a run that was cut goes on",
+    )
     parser.add_argument(
         "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
     )
@@ -46,101 +60,77 @@ def run(arguments: argparse.Namespace) -> int:
     """Classify and print.
 
     Raises:
-        SettingsError, HieraError: a setting, the file or the model is at fault.
+        SettingsError, HieraError: a setting, an option, the model or, if it is the only one, the file is at fault.
     """
     settings = settings_from(arguments)
     logs.configure(settings.log_format, "warning")
-    file: Path = arguments.file
+    options = ClassifyOptions(
+        arguments.model, arguments.top_k, None, arguments.clips, arguments.crops, arguments.features
+    )
+    if arguments.features and not (arguments.json or arguments.output):
+        raise InvalidParameter("--features goes with --json or --output: a table has no room for them")
+    paths: list[Path] = arguments.files
+    if len(paths) == 1 and not paths[0].is_dir() and not arguments.output:
+        return _one_file(settings, options, paths[0], arguments)
+    many = ManyFiles(settings, options, arguments.task)
+    files = files_of(paths, arguments.task)
+    if arguments.output is None:
+        return asyncio.run(_print_lines(many, files, sys.stdout, json_line if arguments.json else text_line))
+    with results_file(arguments.output) as (lines, done):
+        left = (file for file in files if str(file) not in done)
+        return asyncio.run(_print_lines(many, left, lines, json_line, len(done)))
+
+
+def files_of(paths: Iterable[Path], task: Task | None) -> Iterator[Path]:
+    """The files that are named; of folders, and of those below them, those whose ending is that of an image or a video,
+    or of the task alone, by name."""
+    suffixes = (IMAGE_SUFFIXES if task != "video" else frozenset()) | (
+        VIDEO_SUFFIXES if task != "image" else frozenset()
+    )
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, below, names in os.walk(path):
+            below.sort()
+            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes)
+
+
+async def _print_lines(
+    many: ManyFiles, files: Iterator[Path], lines: TextIO, line: Callable[[Answer], str], before: int = 0
+) -> int:
+    progress = Progress()
+    async with contextlib.aclosing(many.answers(files)) as answers:
+        async for answer in answers:
+            lines.write(line(answer))
+            lines.flush()
+            progress.count(answer)
+    progress.end(before)
+    return 1 if progress.failed else 0
+
+
+def _one_file(settings: Settings, options: ClassifyOptions, file: Path, arguments: argparse.Namespace) -> int:
     if not file.is_file():
-        raise InvalidParameter(f"{file}: no such file")
-    task: Task = arguments.task or task_of(file)
-    options = ClassifyOptions(arguments.model, arguments.top_k, None, arguments.clips, arguments.crops)
-    outcome, total_s = asyncio.run(_classify(settings, task, options, file))
-    if arguments.json:
-        print(_document(outcome, total_s, task))
-    else:
-        _print_table(outcome, total_s, file)
-    return 0
-
-
-async def _classify(
-    settings: Settings, task: Task, options: ClassifyOptions, file: Path
-) -> tuple[Classification, float]:
+        raise InvalidParameter(f"{shown(file)}: no such file")
     one_worker = settings.model_copy(update={"image_workers": 1, "video_workers": 1})
-    core = create_core(one_worker, Metrics())
-    try:
-        await asyncio.gather(
-            core.pool.start(),
-            asyncio.to_thread(_load, core.registry, settings.model_repository, task, _name(settings, task, options)),
-        )
-        with _read(file) as body:
-            started = time.monotonic()
-            with core.service.admit(task, options, started=started, body_bytes=body.size) as ticket:
-                return await core.service.classify(ticket, body), time.monotonic() - started
-    finally:
-        await core.pool.close(0.0)
-        await asyncio.to_thread(core.registry.close, 1.0)
+    many = ManyFiles(one_worker, options, arguments.task or task_of(file))
 
+    async def first() -> Answer:
+        async with contextlib.aclosing(many.answers([file])) as answers:
+            return await anext(answers)
 
-def _name(settings: Settings, task: Task, options: ClassifyOptions) -> str | None:
-    return options.model or (settings.default_image_model if task == "image" else settings.default_video_model)
-
-
-def _load(registry: ModelRegistry, packages: Path, task: Task, name: str | None) -> None:
-    """Load one model only: the one that was named, or the one that the server would take.
-
-    As in the server, a package that is refused gives way to a lower version; without a name to the next model, too.
-    """
-    fitting = [
-        manifest
-        for package in discover(packages)
-        if name in (None, package.name) and (manifest := _manifest(package)) is not None and manifest.task == task
-    ]
-    if not fitting:
-        if name is None:
-            raise UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
-        registry.load(name)  # which says why not, or that it is for another task
-        return
-    fitting.sort(key=lambda manifest: (manifest.preference, -manifest.version))
-    for manifest in fitting[:-1]:
-        try:
-            registry.load(manifest.name, manifest.version)
-        except ChangeRefused as error:
-            _pass_over(error)
-        else:
-            return
-    registry.load(fitting[-1].name, fitting[-1].version)
-
-
-def _manifest(package: PackagePath) -> Manifest | None:
-    try:
-        return read_manifest(package.folder / MANIFEST)
-    except PackageError as error:
-        _pass_over(error)
-        return None
-
-
-def _pass_over(error: Exception) -> None:
-    print(f"hiera-serve: passed over: {error}", file=sys.stderr)
-
-
-def _read(file: Path) -> SharedBytes:
-    body = SharedBytes()
-    with file.open("rb") as source:
-        while chunk := source.read(_CHUNK_BYTES):
-            body.write(chunk)
-    return body
-
-
-def _document(outcome: Classification, total_s: float, task: Task) -> str:
-    build = video_result if task == "video" else image_result
-    result = build(outcome, os.urandom(16).hex(), upload_s=0.0, total_s=total_s)
-    return result.model_dump_json(exclude_none=True, indent=2)
+    answer = asyncio.run(first())
+    result = result_of(answer, os.urandom(16).hex())
+    if arguments.json:
+        print(result.model_dump_json(exclude_none=True, indent=2))
+    elif isinstance(answer.outcome, Classification):
+        _print_table(answer.outcome, answer.total_s, file)
+    return 0
 
 
 def _print_table(outcome: Classification, total_s: float, file: Path) -> None:
     model, latency = outcome.model, outcome.latency
-    print(f"{file.name}: {model.name} version {model.version}, {model.engine} {model.precision}")
+    print(f"{shown(Path(file.name))}: {model.name} version {model.version}, {model.engine} {model.precision}")
     for flag, meaning in (
         (model.noop, "THE NO-OP ENGINE IS ON: no model was run, these classes mean nothing."),
         (model.random_weights, "THE WEIGHTS ARE RANDOM: these classes mean nothing."),

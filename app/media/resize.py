@@ -2,24 +2,31 @@
 
 Two ways to the same pixels: over an array with SIMD (fast_image_resize), and over an image that Pillow decoded. Both
 run one axis after the other and round to 8 bits in between, as Pillow's own resize does, so that each is within one
-level of resizing the whole image with Pillow and cropping it then.
+level of resizing the whole image with Pillow and cropping it then. Where the first is not installed (there is no wheel
+of it for Linux on Arm) the second does both.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
 from PIL import Image
 
 from app.media.geometry import Axis, Orientation, ResizedCrop
 from app.media.spec import Interpolation
 
+try:
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+except ModuleNotFoundError:
+    HAS_SIMD = False
+else:
+    HAS_SIMD = True
+
 _CHANNELS = 3
 
 # Radius in output pixels; Catmull-Rom is the cubic with a = -0.5, which is Pillow's bicubic.
 _SUPPORT: dict[Interpolation, float] = {"bicubic": 2.0, "bilinear": 1.0}
-_FILTERS = {"bicubic": FilterType.catmull_rom, "bilinear": FilterType.bilinear}
+_FILTERS = {"bicubic": FilterType.catmull_rom, "bilinear": FilterType.bilinear} if HAS_SIMD else {}
 _PILLOW_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -29,6 +36,9 @@ def resize_array(pixels: NDArray[np.uint8], crop: ResizedCrop, interpolation: In
     top, bottom = crop.rows.reach(support)
     height, width = bottom - top, pixels.shape[1]
     rows = _within(crop.rows, top, height)
+    if not HAS_SIMD:
+        image = Image.fromarray(pixels[top:bottom])
+        return resize_image(image, ResizedCrop(crop.columns, rows, crop.rows_first), interpolation)
     # The rows are one run of bytes, and only those in reach are copied.
     source = ImageData(width, height, PixelType.U8x3, pixels[top:bottom].tobytes())
     resizer, algorithm = Resizer(), ResizeAlg.convolution(_FILTERS[interpolation])

@@ -29,9 +29,10 @@ def top_k(probabilities: NDArray[np.float32], k: int) -> list[tuple[int, float]]
     return [(int(index), float(probabilities[index])) for index in candidates[order]]
 
 
-def average_views(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average views as probabilities and not as logits, as SlowFast does: float32 [views, classes] -> [classes]."""
-    mean: NDArray[np.float32] = probabilities.mean(axis=0, dtype=np.float64).astype(np.float32)
+def average_views(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average views as probabilities and not as logits, as SlowFast does: float32 [views, classes] -> [classes]. Also
+    features, [views, D] -> [D]."""
+    mean: NDArray[np.float32] = values.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 

@@ -21,6 +21,7 @@ class ClassifyOptions:
         timeout_ms: from the start of the upload to the answer; None takes the server's own bound.
         clips: temporal views of a video, spread evenly over it.
         crops: spatial views of each clip: 1 (centre) or 3.
+        features: whether what the classifier read is wanted, too.
     """
 
     model: str | None = None
@@ -28,6 +29,7 @@ class ClassifyOptions:
     timeout_ms: int | None = None
     clips: int = 1
     crops: int = 1
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,18 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer for one file: most probable classes first; `batch_rows` is the largest batch that it rode in."""
+    """The answer for one file.
+
+    Attributes:
+        predictions: the most probable classes first.
+        batch_rows: rows of the largest batch that it rode in.
+        clips: of a video, the spans that were looked at.
+        features: float32 [D], averaged over the views of a video; None unless they were asked for.
+    """
 
     model: ModelIdentity
     predictions: tuple[Prediction, ...]
     latency: Latency
     batch_rows: int
     clips: tuple[ClipResult, ...] = ()
+    features: NDArray[np.float32] | None = None

@@ -121,7 +121,7 @@ class Service:
             body_bytes: the size of its body, likewise.
 
         Raises:
-            InvalidParameter: an option is out of range.
+            InvalidParameter: an option is out of range, or the model gives no features.
             UnknownModel: no such model for the task.
             Unavailable: the model is not ready, or the server is draining.
             DeadlineExceeded: the caller's time is over already.
@@ -136,6 +136,8 @@ class Service:
                 raise Unavailable("the server is shutting down; send the request to another one", code="draining")
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("the deadline passed before the request was read")
+            if options.features and not model.feature_dim:
+                raise InvalidParameter(f"{model.name} gives no features; /v2/models/{model.name} says what it gives")
             job = model.job(options.clips, options.crops)
             rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes)
             reservation = self._admission.admit(
@@ -179,12 +181,13 @@ class Service:
         """
         rows, decode_s = await self._decoded(ticket, body)
         info = rows.info
-        inference = await self._inferred(ticket, rows)
+        inference = await self._inferred(ticket, rows, with_features=ticket.options.features)
         began = time.monotonic()
         predictions, clips = _name_classes(inference.probabilities, ticket, info)
+        features = None if inference.features is None else average_views(inference.features)
         latency = Latency(decode_s, inference.queue_s, inference.inference_s, time.monotonic() - began)
         self._observer.stage_duration(ticket.model.name, "postprocess", latency.postprocess_s)
-        return Classification(ticket.model.identity, predictions, latency, inference.batch_rows, clips)
+        return Classification(ticket.model.identity, predictions, latency, inference.batch_rows, clips, features)
 
     async def run_file(self, ticket: Ticket, body: SharedBytes, *, with_features: bool = False) -> Outputs:
         """What the model gives for one file of an admitted request: [views of the file, …]. Errors as `classify`."""

@@ -11,16 +11,8 @@ from pathlib import Path
 
 import pytest
 from colours import BLUE, GREEN, RED, image_of, video_of, write_colour_package
+from hiera_command import hiera_serve
 from running_server import RunningServer
-
-
-def hiera_serve(*words: object, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run a command over the ONNX Runtime engine, with further settings."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HIERA_")}
-    clean |= {"HIERA_ENGINE": "onnxruntime", "HIERA_ENGINE_CACHE_FOLDER": "none", "HIERA_WARMUP_BUDGET_SECONDS": "0.2"}
-    clean |= {f"HIERA_{name.upper()}": str(value) for name, value in environment.items()}
-    command = [sys.executable, "-m", "app.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=clean, timeout=120)
 
 
 def test_classify_prints_a_table(colour_repository: Path, tmp_path: Path) -> None:

@@ -77,6 +77,21 @@ def test_a_model_without_features_gives_none(http: httpx.Client, feature_reposit
     assert "gives no output 'features'" in refused
 
 
+def test_classify_adds_the_same_features_when_asked(http: httpx.Client) -> None:
+    photo, clip = image_of(GREEN), video_of(GREEN)
+    for route, model, file in (("image", "colours", photo), ("video", "colours_video", clip)):
+        asked = {"model": model, "features": "true"}
+        result = http.post(f"/classify/{route}", params=asked, content=file).json()
+        ran = tensors(post(http, model, files_call([file], [FEATURES])))["features"]
+        np.testing.assert_array_equal(np.float32(result["features"]), ran[0])
+        assert len(result["features"]) == http.get(f"/models/{model}").json()["feature_dim"] == 3
+    several = http.post("/classify/image", params={"features": "true"}, files=[("file", photo), ("file", b"x")]).json()
+    assert [each.get("features") is not None for each in several["results"]] == [True, False]
+    refused = http.post("/classify/image?model=plain&features=true", content=photo).json()
+    assert (refused["status"], refused["code"]) == (422, "invalid_parameter")
+    assert "plain gives no features" in refused["detail"]
+
+
 @pytest.mark.parametrize("model", ["nothing", "colours/versions/2", "colours/versions/01", "nothing/versions/1"])
 def test_another_model_or_version_is_unknown(http: httpx.Client, model: str) -> None:
     answers = [http.get(f"/v2/models/{model}"), http.get(f"/v2/models/{model}/ready")]

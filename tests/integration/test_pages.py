@@ -108,8 +108,9 @@ def test_every_reference_of_the_document_leads_somewhere(document: dict) -> None
 
 def test_the_document_tells_parameters_bodies_and_problems(document: dict) -> None:  # type: ignore[type-arg]
     image, video = (document["paths"][f"/classify/{task}"]["post"] for task in ("image", "video"))
-    assert [each["name"] for each in image["parameters"]] == ["model", "top_k", "timeout_ms"]
-    assert [each["name"] for each in video["parameters"]] == ["model", "top_k", "timeout_ms", "clips", "crops"]
+    common = ["model", "top_k", "timeout_ms", "features"]
+    assert [each["name"] for each in image["parameters"]] == common
+    assert [each["name"] for each in video["parameters"]] == [*common, "clips", "crops"]
     bodies = ["multipart/form-data", "application/octet-stream", "image/*", "application/json"]
     assert list(image["requestBody"]["content"]) == bodies
     assert {"400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503", "504"} < set(

@@ -21,8 +21,8 @@ def test_nothing_asked_means_the_defaults() -> None:
 
 
 def test_every_parameter_is_read() -> None:
-    options = VIDEO.parse(b"model=hiera_base_16x224&top_k=3&timeout_ms=500&clips=5&crops=3")
-    assert options == ClassifyOptions("hiera_base_16x224", 3, 500, 5, 3)
+    options = VIDEO.parse(b"model=hiera_base_16x224&top_k=3&timeout_ms=500&clips=5&crops=3&features=true")
+    assert options == ClassifyOptions("hiera_base_16x224", 3, 500, 5, 3, features=True)
 
 
 def test_names_and_values_may_be_percent_encoded() -> None:
@@ -57,6 +57,13 @@ def test_crops_are_one_or_three() -> None:
         VIDEO.parse(b"crops=2")
 
 
+@pytest.mark.parametrize("value", [b"", b"1", b"True", b"yes"])
+def test_features_are_wanted_or_not(value: bytes) -> None:
+    assert [IMAGE.parse(b"features=%s" % word).features for word in (b"true", b"false")] == [True, False]
+    with pytest.raises(InvalidParameter, match="must be true or false"):
+        IMAGE.parse(b"features=" + value)
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_either_read_or_refused(query: bytes) -> None:
     try:
@@ -74,5 +81,5 @@ def test_whatever_the_document_allows_is_read(top_k: int, timeout_ms: int, clips
 
 def test_the_document_describes_the_same_parameters() -> None:
     described = {each["name"]: each["schema"] for each in parameters("video", LIMITS)}
-    assert list(described) == ["model", "top_k", "timeout_ms", "clips", "crops"]
+    assert list(described) == ["model", "top_k", "timeout_ms", "features", "clips", "crops"]
     assert (described["clips"]["maximum"], described["timeout_ms"]["maximum"]) == (8, 60_000)

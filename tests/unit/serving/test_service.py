@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from serving_fakes import (
     CLASSES,
+    FEATURES,
     PATIENCE_S,
     FakePool,
     FakeRows,
@@ -87,6 +88,7 @@ class House:
                 choice=EngineChoice("noop", "for tests"),
                 cost=cost,
                 dispatcher=LocalDispatcher(self.batcher),
+                feature_dim=FEATURES,
             )
             for task in ("image", "video")
         }
@@ -412,6 +414,32 @@ def test_a_burst_is_answered_in_batches(house: House) -> None:
         assert [answer.batch_rows for answer in answers] == [1] + [6] * 6
 
     run(scenario())
+
+
+def test_features_come_with_the_classes_if_they_are_asked_for(house: House) -> None:
+    async def scenario() -> None:
+        house.gate.open()
+        assert (await house.classify(b"\3")).features is None
+        of_image = await house.classify(b"\3", features=True)
+        assert of_image.features is not None
+        np.testing.assert_array_equal(of_image.features, fake_features([3])[0])
+        of_video = await house.classify(bytes([1, 1, 2, 4, 4, 6]), "video", clips=2, crops=3, features=True)
+        assert of_video.features is not None
+        assert of_video.features.dtype == np.float32
+        np.testing.assert_array_equal(of_video.features, fake_features([3])[0])  # the mean over the views
+        assert (
+            of_video.predictions
+            == (await house.classify(bytes([1, 1, 2, 4, 4, 6]), "video", clips=2, crops=3)).predictions
+        )
+
+    run(scenario())
+
+
+def test_a_model_without_features_is_not_asked_for_them(house: House) -> None:
+    house.models["image"].feature_dim = 0
+    with pytest.raises(InvalidParameter, match="image_model gives no features"):
+        asyncio.run(house.classify(b"\3", features=True))
+    assert house.pool.made == []
 
 
 @pytest.mark.parametrize("with_features", [False, True])

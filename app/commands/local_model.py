@@ -1,0 +1,54 @@
+"""The model that answers for a file on the command line, loaded as a server would take it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from app.errors import ChangeRefused, PackageError, UnknownModel
+from app.repository.manifest import Manifest, read_manifest
+from app.repository.store import MANIFEST, PackagePath, discover
+from app.serving.registry import ModelRegistry
+from app.serving.results import Task
+
+
+def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | None) -> None:
+    """Load one model only: the one that was named, or the one that the server would take.
+
+    As in the server, a package that is refused gives way to a lower version; without a name to the next model, too.
+
+    Raises:
+        UnknownModel: there is none for the task.
+        ChangeRefused: of those that there are, the last was refused.
+    """
+    fitting = [
+        manifest
+        for package in discover(packages)
+        if name in (None, package.name) and (manifest := _manifest(package)) is not None and manifest.task == task
+    ]
+    if not fitting:
+        if name is None:
+            raise UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
+        registry.load(name)  # which says why not, or that it is for another task
+        return
+    fitting.sort(key=lambda manifest: (manifest.preference, -manifest.version))
+    for manifest in fitting[:-1]:
+        try:
+            registry.load(manifest.name, manifest.version)
+        except ChangeRefused as error:
+            _pass_over(error)
+        else:
+            return
+    registry.load(fitting[-1].name, fitting[-1].version)
+
+
+def _manifest(package: PackagePath) -> Manifest | None:
+    try:
+        return read_manifest(package.folder / MANIFEST)
+    except PackageError as error:
+        _pass_over(error)
+        return None
+
+
+def _pass_over(error: Exception) -> None:
+    print(f"hiera-serve: passed over: {error}", file=sys.stderr)

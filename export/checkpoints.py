@@ -10,6 +10,7 @@ The file's ending decides how bytes are read; the names alone decide the layout.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import struct
@@ -91,6 +92,29 @@ def layout_of(names: Iterable[str]) -> Layout | None:
         return None
     timm_marks = ("head.fc.weight", "head.norm.weight", "pos_embed_abs", "pos_embed_win")
     return "timm" if any(mark in present for mark in timm_marks) and HEAD not in present else "original"
+
+
+def input_size_of(state: State, config: HieraConfig) -> tuple[int, ...]:
+    """The input that weights are for, (height, width) or (frames, height, width), by the tokens that their position
+    embeddings have: squares of other sizes than the variant's, and clips of other lengths, are told so.
+
+    The variant's own where they do not tell: without such parameters, with tokens that its mask units do not divide,
+    and for abswin's, which are stretched to any input.
+    """
+    if config.window_pos_embed_size is not None:
+        return config.input_size
+    names = ("pos_embed_temporal", "pos_embed_spatial") if config.is_video else ("pos_embed",)
+    embeddings = [state[name] for name in names if name in state and state[name].ndim == 3]
+    if len(embeddings) < len(names):
+        return config.input_size
+    *frames, in_picture = (embedding.shape[1] for embedding in embeddings)
+    side = math.isqrt(in_picture)
+    grid = (*frames, side, side)
+    if side * side != in_picture or any(
+        tokens % unit for tokens, unit in zip(grid, config.mask_unit_size, strict=True)
+    ):
+        return config.input_size
+    return tuple(tokens * stride for tokens, stride in zip(grid, config.patch_stride, strict=True))
 
 
 def load_classifier(model: Hiera, checkpoint: Checkpoint, source: str) -> None:
@@ -233,7 +257,7 @@ def _suggestion(checkpoint: Checkpoint, source: str) -> list[str]:
         state = _original_names(checkpoint.stored, checkpoint.layout, config, source)
         shapes = {name: tensor.shape for name, tensor in state.items()}
         with torch.device("meta"):
-            candidate = create_model(name, checkpoint.num_classes)
+            candidate = create_model(name, checkpoint.num_classes, input_size=input_size_of(state, config))
         if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
             fitting.append(name)
     return [f"  It fits {' and '.join(fitting)}."] if fitting else []

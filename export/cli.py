@@ -163,6 +163,10 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--sampling", choices=("dense", "uniform"), help="of video frames: dense as for Kinetics, uniform as for SSv2"
     )
+    build.add_argument(
+        "--frame-stride", type=_positive, metavar="N", help="dense sampling takes every Nth frame at --target-fps (4)"
+    )
+    build.add_argument("--target-fps", type=_rate, metavar="FPS", help="frames a second that the stride counts (30)")
     build.add_argument("--licence", metavar="NAME", help="of your weights, for the manifest")
     build.add_argument("--commercial-use", action="store_true", help="that licence allows commercial use")
 
@@ -194,6 +198,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1000:
+        raise argparse.ArgumentTypeError("must be frames a second")
     return number
 
 

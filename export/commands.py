@@ -43,6 +43,8 @@ def run_build(options: Namespace) -> int:
             max_batch=options.max_batch,
             resize_short_side=options.resize_short_side,
             sampling=options.sampling,
+            frame_stride=options.frame_stride,
+            target_fps=options.target_fps,
             licence=options.licence,
             commercial_use=options.commercial_use,
         )

@@ -11,7 +11,7 @@ Shapes in comments: B batch, N tokens, C channels, W windows, T tokens of a wind
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -258,16 +258,18 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch for whole samples while training (Huang et al., arXiv 1603.09382)."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, windows: int) -> None:
+        """`windows` is how many rows of [B * W, T, C] are one sample: all of its windows go, or none."""
         super().__init__()
         self.rate = rate
+        self.windows = windows
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask / keep
+        mask = x.new_empty(x.shape[0] // self.windows, 1, 1).bernoulli_(keep)
+        return x * mask.repeat_interleave(self.windows, dim=0) / keep
 
 
 class HieraBlock(nn.Module):
@@ -294,7 +296,7 @@ class HieraBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim_out, eps=eps)
         self.mlp = Mlp(dim_out, int(dim_out * config.mlp_ratio))
         self.ls2 = LayerScale(dim_out) if config.layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop)
+        self.drop_path = DropPath(drop, config.windows)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B * W, T, dim] to [B * W, T / q_stride, dim_out]."""
@@ -415,20 +417,30 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.constant_(module.bias, 0.02)
 
 
-def create_model(name: str, num_classes: int | None = None, drop_path_rate: float = 0.0) -> Hiera:
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    drop_path_rate: float = 0.0,
+    input_size: tuple[int, ...] | None = None,
+) -> Hiera:
     """Build a variant with fresh weights from torch's global generator.
 
     Args:
         name: a key of `CONFIGS`.
         num_classes: classes of the head; the variant's own number (1000 or 400) when None.
         drop_path_rate: stochastic depth of the last block; earlier blocks have proportionally less.
+        input_size: (height, width) or (frames, height, width); the variant's own when None.
 
     Raises:
         KeyError: no such variant; the message lists them.
+        ValueError: mask units do not divide the input.
     """
     if name not in CONFIGS:
         raise KeyError(f"no variant is called {name!r}; there are {', '.join(CONFIGS)}")
     config = CONFIGS[name]
-    if num_classes is not None:
-        config = HieraConfig(**{**config.__dict__, "num_classes": num_classes})
+    config = replace(
+        config,
+        num_classes=config.num_classes if num_classes is None else num_classes,
+        input_size=config.input_size if input_size is None else input_size,
+    )
     return Hiera(config, drop_path_rate)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.repository.manifest import Accuracy, Precision, Preprocessing, Sampling, Weights
 from app.repository.store import read_labels, sha256
 from export.catalog import OWN_WEIGHTS, RANDOM_WEIGHTS, RESEARCH_ONLY, Licence, Variant, read_label_set
-from export.checkpoints import load_classifier, read_checkpoint
+from export.checkpoints import input_size_of, load_classifier, read_checkpoint
 from export.download import WeightsSource, fetch
 from export.errors import BuildRefused, CheckpointError, NoWeights, WrongLabels, WrongRecord
 from export.golden import golden_count, render_rows
@@ -21,6 +20,7 @@ from export.hiera import CONFIGS, Hiera, create_model
 from export.package import PackageSpec
 from export.parity import LARGEST_BATCH, normalise
 from export.random_weights import random_model
+from export.training_record import TrainingRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,10 @@ class BuildRequest:
     max_batch: int | None = None
     resize_short_side: int | None = None
     sampling: Literal["dense", "uniform"] | None = None
+    frame_stride: int | None = None
+    target_fps: float | None = None
     licence: str | None = None
     commercial_use: bool = False
-
-
-class _RecordedAccuracy(BaseModel):
-    top1: float  # a fraction
-
-
-class _RecordedPreprocessing(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    input_size: list[int]
-    resize_short_side: int
-    interpolation: Literal["bicubic", "bilinear"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    stride: int | None = None
-    target_fps: float | None = None
-
-
-class TrainingRecord(BaseModel):
-    """What `training/` writes beside its weights, as `<weights>.json`; other fields are passed over."""
-
-    data: str
-    accuracy: _RecordedAccuracy
-    preprocessing: _RecordedPreprocessing
 
 
 @dataclass(frozen=True)
@@ -98,7 +76,7 @@ def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str],
     else:
         loaded = _official(variant, source, say)
     say(loaded.notice)
-    preprocessing, sampling = _geometry(request, loaded.record)
+    preprocessing, sampling = _geometry(request, loaded.model.config.input_size, loaded.record, say)
     return PackageSpec(
         variant=variant,
         name=request.name or variant.name,
@@ -117,18 +95,31 @@ def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str],
 
 def refuse_contradictions(request: BuildRequest) -> None:
     """Raises BuildRefused for what no server would take, and for options that would be passed over in silence."""
-    variant, short_side = request.variant, request.resize_short_side
-    height, width = variant.preprocessing.height, variant.preprocessing.width
+    variant = request.variant
     if request.commercial_use and request.licence is None:
         raise BuildRefused("--commercial-use says what a licence allows: name that with --licence")
     if request.licence is not None and request.weights is None:
         raise BuildRefused("--licence is for your own weights: it goes with --weights")
-    if request.sampling is not None and variant.sampling is None:
-        raise BuildRefused(f"--sampling is for videos, but {variant.name} takes images")
-    if short_side is not None and short_side < max(height, width):
+    of_videos = {
+        "--sampling": request.sampling,
+        "--frame-stride": request.frame_stride,
+        "--target-fps": request.target_fps,
+    }
+    given = [flag for flag, value in of_videos.items() if value is not None]
+    if given and variant.sampling is None:
+        raise BuildRefused(f"{given[0]} is for videos, but {variant.name} takes images")
+    if request.sampling == "uniform" and len(given) > 1:
+        raise BuildRefused(f"{given[1]} is for dense sampling; uniform sampling takes frames from the whole video")
+    if request.weights is None:  # else the crop is known when they have been read
+        _refuse_small(request, variant.preprocessing)
+
+
+def _refuse_small(request: BuildRequest, crop: Preprocessing) -> None:
+    short_side, most = request.resize_short_side, max(crop.height, crop.width)
+    if short_side is not None and short_side < most:
         raise BuildRefused(
-            f"--resize-short-side {short_side} is too small: {variant.name} takes a crop of {height}x{width}, "
-            f"so it must be {max(height, width)} or more"
+            f"--resize-short-side {short_side} is too small: {request.variant.name} takes a crop of "
+            f"{crop.height}x{crop.width}, so it must be {most} or more"
         )
 
 
@@ -146,14 +137,15 @@ def rebuild_random(variant: Variant, seed: int, num_classes: int) -> Hiera:
 
 
 def load_weights(variant: Variant, path: Path) -> Hiera:
-    """The torch model with a checkpoint's weights, its head as large as the checkpoint's.
+    """The torch model with a checkpoint's weights: its head as large as theirs, its input the one that they are for.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
     """
-    checkpoint = read_checkpoint(path, CONFIGS[variant.name])
+    config = CONFIGS[variant.name]
+    checkpoint = read_checkpoint(path, config)
     with torch.device("meta"):
-        model = create_model(variant.name, checkpoint.num_classes)
+        model = create_model(variant.name, checkpoint.num_classes, input_size=input_size_of(checkpoint.state, config))
     load_classifier(model, checkpoint, path.name)
     return model.eval()
 
@@ -197,7 +189,7 @@ def _official(variant: Variant, source: WeightsSource, say: Callable[[str], None
 def _from_file(request: BuildRequest, path: Path) -> _Loaded:
     variant = request.variant
     model = load_weights(variant, path)
-    record = _read_record(path.with_suffix(".json"))
+    record = read_record(path.with_suffix(".json"))
     licence = RESEARCH_ONLY if variant.demo else OWN_WEIGHTS
     if request.licence is not None:
         licence = Licence(request.licence, request.commercial_use, f"as you say, {request.licence}")
@@ -219,31 +211,22 @@ def _weights(source: str, path: Path, licence: Licence) -> Weights:
     return Weights(source=source, sha256=sha256(path), licence=licence.name, commercial_use=licence.commercial_use)
 
 
-def _read_record(path: Path) -> TrainingRecord | None:
-    """A JSON file of another kind may lie beside weights (a model card's config), which is no fault."""
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        return TrainingRecord.model_validate_json(text) if '"preprocessing"' in text else None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise WrongRecord(f"{path}: not a training record ({error})") from error
-
-
-def _geometry(request: BuildRequest, record: TrainingRecord | None) -> tuple[Preprocessing, Sampling | None]:
-    """The user's word before the record's before the catalog's; the crop is the graph's input."""
-    preprocessing, sampling = request.variant.preprocessing, request.variant.sampling
+def _geometry(
+    request: BuildRequest, input_size: tuple[int, ...], record: TrainingRecord | None, say: Callable[[str], None]
+) -> tuple[Preprocessing, Sampling | None]:
+    """The user's word before the record's before the catalog's; the crop and the frames are the graph's input."""
+    preprocessing, sampling = _of_input(request.variant, input_size)
     if record is not None:
         given = record.preprocessing
-        expected = list(CONFIGS[request.variant.name].input_size)
-        if given.input_size != expected:
+        if given.input_size != list(input_size):
             raise WrongRecord(
-                f"the training record is of inputs {given.input_size}, and {request.variant.name} takes {expected}"
+                f"the training record is of inputs {given.input_size}, and the weights take {list(input_size)}"
             )
         preprocessing = preprocessing.model_copy(update=given.model_dump(include={*Preprocessing.model_fields}))
         if sampling is not None:
             changes = {key: value for key in ("stride", "target_fps") if (value := getattr(given, key)) is not None}
             sampling = sampling.model_copy(update=changes)
+    _refuse_small(request, preprocessing)
     if request.resize_short_side is not None:
         preprocessing = preprocessing.model_copy(update={"resize_short_side": request.resize_short_side})
     if preprocessing.resize_short_side < max(preprocessing.height, preprocessing.width):
@@ -251,9 +234,37 @@ def _geometry(request: BuildRequest, record: TrainingRecord | None) -> tuple[Pre
             f"the training record resizes to a short side of {preprocessing.resize_short_side}, and "
             f"{request.variant.name} takes a crop of {preprocessing.height}x{preprocessing.width}"
         )
-    if request.sampling is not None and sampling is not None:
-        sampling = sampling.model_copy(update={"mode": request.sampling})
+    if sampling is not None:
+        asked = {"mode": request.sampling, "stride": request.frame_stride, "target_fps": request.target_fps}
+        sampling = sampling.model_copy(update={key: value for key, value in asked.items() if value is not None})
+    if input_size != CONFIGS[request.variant.name].input_size:
+        say(_told(preprocessing, sampling))
     return preprocessing, sampling
+
+
+def _of_input(variant: Variant, input_size: tuple[int, ...]) -> tuple[Preprocessing, Sampling | None]:
+    """The catalog's, for an input that may be another: the short side keeps its proportion to the crop."""
+    own, (*frames, height, width) = variant.preprocessing, input_size
+    short_side = round(own.resize_short_side * min(height, width) / min(own.height, own.width))
+    crop = {"height": height, "width": width, "resize_short_side": short_side}
+    sampling = variant.sampling
+    return own.model_copy(update=crop), sampling and sampling.model_copy(update={"frames": frames[0]})
+
+
+def _told(crop: Preprocessing, sampling: Sampling | None) -> str:
+    """What the build took from weights of another input than the variant's, and which flags say otherwise."""
+    text = (
+        f"the weights take {crop.height}x{crop.width}, cut from a short side of {crop.resize_short_side} "
+        "(--resize-short-side)"
+    )
+    if sampling is None:
+        return text
+    if sampling.mode == "uniform":
+        return f"{text}, and {sampling.frames} frames of the whole video (--sampling)"
+    return (
+        f"{text}, and {sampling.frames} frames, stride {sampling.stride} at {sampling.target_fps:g} a second "
+        "(--frame-stride, --target-fps)"
+    )
 
 
 def _fitting_labels(labels: tuple[str, ...] | None, variant: Variant, num_classes: int) -> tuple[str, ...]:

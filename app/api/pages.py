@@ -14,7 +14,8 @@ _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": 
 # Nothing from elsewhere, nothing inline, in no one's frame.
 _PAGE_HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+        "media-src blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "referrer-policy": "no-referrer",
@@ -34,7 +35,7 @@ _SIGNPOST = Signpost(
 
 
 class PageEndpoints:
-    """Three small files, read once."""
+    """A few small files, read once."""
 
     def __init__(self, folder: Path = _FOLDER) -> None:
         self._files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in _MEDIA_TYPES}
@@ -43,11 +44,9 @@ class PageEndpoints:
         """The page."""
         return self._file("docs.html")
 
-    async def script(self, request: Request) -> Response:
-        return self._file("docs.js")
-
-    async def style(self, request: Request) -> Response:
-        return self._file("docs.css")
+    async def file(self, request: Request) -> Response:
+        """A script or the style of the page, by the last part of its address."""
+        return self._file(request.url.path.rpartition("/")[2])
 
     async def root(self, request: Request) -> Response:
         """Browsers are sent to the page, programs get a list of addresses."""

@@ -109,8 +109,9 @@ def add_routes(app: DirectFastAPI, parts: Parts) -> None:
     }
     scrape = MetricsEndpoint(parts.exposition).scrape
     get("/metrics", scrape, "Metrics for Prometheus", "health", exposition, operation_id="metrics")
-    for path, page in (("/docs", pages.docs), ("/docs/docs.js", pages.script), ("/docs/docs.css", pages.style)):
-        get(path, page, "", "pages", {}, shown=False)
+    get("/docs", pages.docs, "", "pages", {}, shown=False)
+    for page in ("docs.css", "docs.js", "try.js"):
+        get(f"/docs/{page}", pages.file, "", "pages", {}, shown=False)
     _add_open_inference(app, OpenInferenceEndpoints(parts.models, health, parts.service, parts.bounds, parts.metrics))
 
 

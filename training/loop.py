@@ -1,10 +1,10 @@
-"""The training loop that both recipes share: optimisers, learning rate, averaged weights, checkpoints."""
+"""The training loop that the recipes share: optimisers, learning rate, averaged weights, checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,6 +16,8 @@ from tqdm import tqdm
 from training.arithmetic import FastCpuArithmetic, cpu_multiplies_bfloat16
 
 Batch = tuple[Tensor, Tensor]
+# From a step, and the part of the run that is over (0 to 1), to a factor on the learning rates.
+Schedule = Callable[[int, float], float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LoopSettings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     ema_decay: float = 0.999
-    # Products in bfloat16; None: where the CPU is made for it.
+    # Products in bfloat16; None: where the device is made for it.
     bfloat16: bool | None = None
     # Steps between calls of `on_checkpoint`.
     checkpoint_every: int = 1000
@@ -94,10 +96,18 @@ class AveragedWeights:
 
 
 @contextmanager
-def training_arithmetic(bfloat16: bool) -> Iterator[None]:
-    """What the products of a step are computed in."""
-    with FastCpuArithmetic(bfloat16), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+def training_arithmetic(bfloat16: bool, device: str = "cpu") -> Iterator[None]:
+    """What the products of a step are computed in; `device` is "cpu" or "cuda"."""
+    with _products(bfloat16, device), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         yield
+
+
+def _products(bfloat16: bool, device: str) -> FastCpuArithmetic | nullcontext[None]:
+    return FastCpuArithmetic(bfloat16) if device == "cpu" else nullcontext()
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    return cpu_multiplies_bfloat16() if device == "cpu" else torch.cuda.is_bf16_supported()
 
 
 def train(
@@ -105,23 +115,29 @@ def train(
     next_batch: Callable[[], Batch],
     settings: LoopSettings,
     on_checkpoint: Callable[[dict[str, Tensor], int], str] | None = None,
+    optims: Sequence[torch.optim.Optimizer] | None = None,
+    schedule: Schedule | None = None,
 ) -> tuple[dict[str, Tensor], LoopResult]:
-    """Train a classifier in place.
+    """Train a classifier in place, on the device where it is.
 
     Args:
         model: takes the batch's inputs and returns logits [B, classes].
-        next_batch: gives (normalised float32 inputs, int64 labels [B]), endlessly.
+        next_batch: gives (normalised float32 inputs, int64 labels [B] or probabilities [B, classes]), endlessly, on
+            the model's device.
         on_checkpoint: called with the averaged state and the step, every `checkpoint_every` steps; what it returns is
             shown beside the progress bar.
+        optims: instead of `optimisers`; their learning rates are the highest ones.
+        schedule: instead of `learning_rate_factor`.
 
     Returns:
         The averaged state dict, and what the run cost.
     """
     model.train()
     averaged = AveragedWeights(model, settings.ema_decay)
-    optims = optimisers(model, settings)
+    optims = optimisers(model, settings) if optims is None else optims
     base_lrs = [[float(group["lr"]) for group in optim.param_groups] for optim in optims]
-    bfloat16 = cpu_multiplies_bfloat16() if settings.bfloat16 is None else settings.bfloat16
+    device = next(model.parameters()).device.type
+    bfloat16 = _multiplies_bfloat16(device) if settings.bfloat16 is None else settings.bfloat16
     started = time.monotonic()
     loss_average, note, step = float("nan"), "", 0
     with tqdm(total=settings.steps, unit="step", mininterval=5.0, dynamic_ncols=True) as bar:
@@ -131,18 +147,21 @@ def train(
                 progress = max(progress, (time.monotonic() - started) / (60.0 * settings.minutes))
             if progress >= 1.0:
                 break
-            factor = learning_rate_factor(step, settings.warmup_steps, progress)
+            if schedule is None:
+                factor = learning_rate_factor(step, settings.warmup_steps, progress)
+            else:
+                factor = schedule(step, progress)
             for optim, lrs in zip(optims, base_lrs, strict=True):
                 for group, lr in zip(optim.param_groups, lrs, strict=True):
                     group["lr"] = lr * factor
 
             inputs, labels = next_batch()
-            with training_arithmetic(bfloat16):
+            with training_arithmetic(bfloat16, device):
                 logits = model(inputs)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            with FastCpuArithmetic(bfloat16):
+            with _products(bfloat16, device):
                 for optim in optims:
                     optim.step()
                     optim.zero_grad()

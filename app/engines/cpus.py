@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _Quota = Callable[[Path], "float | None"]
+_ARM_NAME = ("CPU implementer", "CPU part", "CPU variant")
 
 
 def available_cpus(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -34,12 +35,17 @@ def machine_id(proc: Path = Path("/proc")) -> str:
 
 
 def _cpu(proc: Path) -> tuple[str, str]:
-    """The first core's name and its instructions, as Linux lists them for x86 ("flags") and Arm ("Features")."""
+    """The first core's name and its instructions, as Linux lists them for x86 ("flags") and Arm ("Features").
+
+    Arm's cores have numbers for a name: who made it, and what it is.
+    """
     fields: dict[str, str] = {}
     for line in (_read(proc / "cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    return fields.get("model name") or platform.processor(), fields.get("flags") or fields.get("Features", "")
+    numbers = " ".join(fields[each] for each in _ARM_NAME if each in fields)
+    name = fields.get("model name") or numbers or platform.processor()
+    return name, fields.get("flags") or fields.get("Features", "")
 
 
 def _quota(proc: Path, cgroup: Path) -> float | None:

@@ -80,3 +80,12 @@ def test_machines_with_other_names_or_instructions_are_told_apart(tmp_path: Path
     assert len({identity(each) for each in others}) == len(others)
     assert identity(epyc) == identity(epyc)
     assert identity(epyc.replace("\nflags\t: fpu\n", "\nflags\t: other\n")) == identity(epyc)
+
+
+def test_arm_s_cores_are_told_apart_by_the_numbers_that_are_their_names(tmp_path: Path) -> None:
+    def identity(part: str) -> str:
+        write(tmp_path / "cpuinfo", f"processor\t: 0\nFeatures\t: asimd\nCPU implementer\t: 0x41\nCPU part\t: {part}\n")
+        return machine_id(tmp_path)
+
+    assert identity("0xd0c").startswith("0x41 0xd0c x")
+    assert identity("0xd0c") != identity("0xd40")

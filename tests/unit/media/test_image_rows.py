@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import mmap
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +26,10 @@ from pictures import (
 from PIL import Image, ImageCms
 
 from app.media import image as image_module
+from app.media import resize
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
-from app.media.spec import ImageSpec
+from app.media.spec import ImageSpec, Interpolation
 
 ONE_IN_A_MILLION_OR_SO = 1e-4  # Pillow's own resize of a box is as far off; one value in a row is 7e-6
 WHITE = (255, 255, 255)
@@ -47,6 +51,26 @@ def test_a_row_is_within_one_level_of_pillows_resize_then_crop(size: tuple[int, 
 def test_pure_noise_is_within_one_level_too(size: tuple[int, int], format: str) -> None:
     data = encode(noise(*size), format)
     assert far_off(decode(data), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
+
+
+@pytest.fixture
+def without_simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on Linux on Arm, where the package that resizes with SIMD has no wheel."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cykooz_resizer", None)
+        importlib.reload(resize)
+        yield
+    importlib.reload(resize)
+
+
+@pytest.mark.usefixtures("without_simd")
+@pytest.mark.parametrize("size", [(500, 331), (331, 500), (257, 900), (1000, 300), (120, 90)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_jpeg_is_resized_without_simd_too(size: tuple[int, int], interpolation: Interpolation) -> None:
+    assert not resize.HAS_SIMD
+    spec = ImageSpec(256, 224, 224, interpolation=interpolation)
+    data = encode(scene(*size), "JPEG")
+    assert far_off(decode(data, spec), textbook(data, spec)) <= ONE_IN_A_MILLION_OR_SO
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])

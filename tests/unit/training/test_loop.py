@@ -64,6 +64,27 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     assert learning_rate_factor(100, 10, 1.0) == 0.0
 
 
+def test_another_optimiser_and_schedule_take_their_places() -> None:
+    model, seen = Hiera(TINY), []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def schedule(step: int, progress: float) -> float:
+        seen.append((step, progress))
+        return 1.0 if step == 0 else 0.0
+
+    bias = model.head.projection.bias
+    state, _ = train(
+        model,
+        tiny_batch,
+        LoopSettings(steps=4, ema_decay=0.0),
+        optims=[torch.optim.SGD([bias], lr=1.0)],
+        schedule=schedule,
+    )
+    assert seen == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
+    changed = [name for name in before if not torch.equal(before[name], state[name])]
+    assert changed == ["head.projection.bias"]
+
+
 def test_every_parameter_has_exactly_one_optimiser() -> None:
     model = Hiera(TINY)
     held = [

@@ -76,7 +76,7 @@ def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str],
     else:
         loaded = _official(variant, source, say)
     say(loaded.notice)
-    preprocessing, sampling = _geometry(request, loaded.model.config.input_size, loaded.record, say)
+    preprocessing, sampling = geometry(request, loaded.model.config.input_size, loaded.record, say)
     return PackageSpec(
         variant=variant,
         name=request.name or variant.name,
@@ -211,10 +211,20 @@ def _weights(source: str, path: Path, licence: Licence) -> Weights:
     return Weights(source=source, sha256=sha256(path), licence=licence.name, commercial_use=licence.commercial_use)
 
 
-def _geometry(
+def geometry(
     request: BuildRequest, input_size: tuple[int, ...], record: TrainingRecord | None, say: Callable[[str], None]
 ) -> tuple[Preprocessing, Sampling | None]:
-    """The user's word before the record's before the catalog's; the crop and the frames are the graph's input."""
+    """What a package's rows are to be: the user's word before the record's before the catalog's.
+
+    Args:
+        input_size: of the graph, which the crop and the frames are.
+        record: what lies beside the weights.
+        say: told of it where it is not the variant's own.
+
+    Raises:
+        WrongRecord: the record is of other inputs.
+        BuildRefused: the user's short side is smaller than the crop.
+    """
     preprocessing, sampling = _of_input(request.variant, input_size)
     if record is not None:
         given = record.preprocessing

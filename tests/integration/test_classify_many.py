@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,9 @@ def test_an_interrupt_keeps_what_was_done(colour_repository: Path, tmp_path: Pat
         (folder / f"{number:04}.jpg").write_bytes(image_of(RED))
     words = [sys.executable, "-m", "app.cli", "classify", str(folder), "--output", str(output)]
     environment = command_environment(model_repository=colour_repository)
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    # Where these tests run in the background, a shell has told them to ignore interrupts.
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listens) as running:
         until = time.monotonic() + 60
         while not (output.exists() and output.stat().st_size):
             assert time.monotonic() < until

@@ -246,7 +246,7 @@ def test_a_training_record_gives_accuracy_and_preprocessing(weights: Path) -> No
 
     record["preprocessing"]["input_size"] = [64, 64]  # type: ignore[index]
     weights.with_suffix(".json").write_text(json.dumps(record))
-    with pytest.raises(WrongRecord, match="takes \\[32, 32\\]"):
+    with pytest.raises(WrongRecord, match="the weights take \\[32, 32\\]"):
         make_spec(BuildRequest(OBJECTS, weights=weights), NOWHERE, silent)
 
 

@@ -61,6 +61,12 @@ def test_what_is_asked_for_has_to_fit_the_crop_that_the_weights_take(tmp_path: P
         make_spec(request, NOWHERE, lambda text: None)
 
 
+def test_smaller_pictures_may_be_cut_from_a_smaller_short_side(tmp_path: Path) -> None:
+    request = BuildRequest(OBJECTS, weights=weights(tmp_path, OBJECTS.name, 16, 16), resize_short_side=20)
+    refuse_contradictions(request)
+    assert make_spec(request, NOWHERE, lambda text: None).preprocessing.resize_short_side == 20
+
+
 def test_a_clip_of_another_length_and_size_is_built_and_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,9 +110,9 @@ def test_a_clip_may_be_sampled_from_the_whole_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "fault"),
     [
-        ({"pos_embed": torch.zeros(1, 255, 48)}, "pos_embed is 1x255x48, not 1x256x48"),
+        ({"pos_embed": torch.zeros(1, 17, 48)}, "pos_embed is 1x17x48, not 1x256x48"),
         ({"pos_embed": torch.zeros(1, 9, 48)}, "pos_embed is 1x9x48, not 1x256x48"),
-        ({"pos_embed": torch.zeros(1, 48, 16, 16)}, "pos_embed is 1x48x16x16, not 1x256x48"),
+        ({"pos_embed": torch.zeros(1, 16, 4, 4)}, "pos_embed is 1x16x4x4, not 1x256x48"),
     ],
 )
 def test_tokens_that_no_input_has_are_refused(tmp_path: Path, state: dict[str, Any], fault: str) -> None:

@@ -45,6 +45,7 @@ def test_classify_says_in_one_line_what_is_wrong(colour_repository: Path, tmp_pa
         (("classify", tmp_path / "nothing.jpg"), "no such file"),
         (("classify", text), "an image is wanted"),
         (("classify", text, "--model", "nothing"), "has no model named nothing"),
+        (("classify", text, "--clips", 2), "clips and crops are for videos"),
     ):
         done = hiera_serve(*words, model_repository=colour_repository)
         assert done.returncode == 1

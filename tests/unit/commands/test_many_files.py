@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.commands import many_files
+from app.commands.classify import _print_lines, files_of
 from app.commands.many_files import Answer, ManyFiles
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, EngineLost, HieraError, InvalidParameter, Overloaded
 from app.media.shared import SharedBytes
@@ -141,6 +142,44 @@ def test_admission_is_told_the_task_its_options_and_the_size(core: FakeCore, tmp
     classify([*photo, *video], options)
     of_image = ClassifyOptions(top_k=2, features=True)
     assert sorted(core.admitted, key=lambda asked: asked[0]) == [("image", of_image, 5), ("video", options, 7)]
+
+
+def test_an_answer_is_written_when_it_is_there(core: FakeCore, tmp_path: Path) -> None:
+    async def run() -> None:
+        core.held = asyncio.Event()
+        many = ManyFiles(Settings(), ClassifyOptions(), None)
+        with output.open("w") as lines:
+            printing = asyncio.create_task(
+                _print_lines(many, iter(paths), lines, lambda answer: f"{answer.file.name}\n")
+            )
+            async with asyncio.timeout(30):
+                while output.read_text() != "0.jpg\n":
+                    await asyncio.sleep(0.01)
+                core.held.set()
+                assert await printing == 0
+        assert output.read_text() == "0.jpg\n1.jpg\n"
+
+    output = tmp_path / "lines"
+    paths = files(tmp_path, b"x", b"held")
+    asyncio.run(run())
+
+
+def test_folders_are_walked_by_name_for_the_task_s_files(tmp_path: Path) -> None:
+    photos = [tmp_path / name / "x.JPG" for name in ("b", "d/e", "a", "c", "d", "f/b", "f/a")]
+    for path in photos:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.with_suffix(".mov").touch()
+        path.with_suffix(".txt").touch()
+    named = tmp_path / "a" / "x.txt"
+    clips = [path.with_suffix(".mov") for path in photos]
+
+    def in_order(paths: list[Path]) -> list[Path]:
+        return sorted(paths, key=lambda path: (path.parent, path.name))
+
+    assert list(files_of([tmp_path, named], "image")) == [*in_order(photos), named]
+    assert list(files_of([tmp_path], "video")) == in_order(clips)
+    assert list(files_of([tmp_path], None)) == in_order(photos + clips)
 
 
 def test_each_task_has_its_model_loaded_once(core: FakeCore, tmp_path: Path) -> None:

@@ -200,7 +200,10 @@ def _from_file(request: BuildRequest, path: Path) -> _Loaded:
     return _Loaded(
         model=model,
         weights=_weights(f"file {path.name}", path, licence),
-        description=variant.description if variant.demo else f"{variant.title}, with weights from {path.name}",
+        # A demo variant with classes of the user's own is no longer what the catalog says of the demo.
+        description=variant.description
+        if variant.demo and request.labels is None
+        else f"{variant.title}, with weights from {path.name}",
         notice=f"Licence: {licence.notice}",
         accuracy=accuracy,
         record=record,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -76,6 +77,13 @@ def optimisers(model: nn.Module, settings: LoopSettings) -> list[torch.optim.Opt
 def learning_rate_factor(step: int, warmup_steps: int, progress: float) -> float:
     """Linear up during the warm-up, then linear to zero: `progress` is the part of the run that is over, 0 to 1."""
     return min(1.0, (step + 1) / warmup_steps) * max(0.0, 1.0 - progress)
+
+
+def cosine_factor(step: int, steps: int, warmup_steps: float) -> float:
+    """Linear up during the warm-up, then half a cosine down to zero at `steps`."""
+    if step < warmup_steps:
+        return min(1.0, (step + 1) / warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1.0, steps - warmup_steps)))
 
 
 class AveragedWeights:

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.engines.base import EngineInfo
 from app.media.spec import DecodeJob, ImageSpec, MediaSpec, VideoSpec
-from app.repository.manifest import Manifest
+from app.repository.manifest import Manifest, Preprocessing, Sampling
 from app.serving.admission import Lane
 from app.serving.curve import BatchCurve, CostModel
 from app.serving.dispatcher import Dispatcher
@@ -86,7 +86,7 @@ class LoadedModel:
         # Not a method of this object: a cycle would be left to the garbage collector after an unload.
         self.predict_s = _predictor(cost.predict_s, instances)
         self.lane = Lane(manifest.name, engine.device, self.predict_s, _predictor(cost.curve.predict_s, instances))
-        self._spec = _spec(manifest, exact_images)
+        self._spec = media_spec(manifest.preprocessing, manifest.sampling, exact_images=exact_images)
         self._single = DecodeJob(self._spec)
         self._users = 0
         self._idle = threading.Condition()
@@ -129,8 +129,8 @@ def _predictor(predict_s: Callable[[int], float], instances: int) -> Callable[[i
     return lambda rows: predict_s(-(-rows // instances))  # side by side, but none takes less than a whole row
 
 
-def _spec(manifest: Manifest, exact_images: bool) -> MediaSpec:
-    geometry, sampling = manifest.preprocessing, manifest.sampling
+def media_spec(geometry: Preprocessing, sampling: Sampling | None, *, exact_images: bool = False) -> MediaSpec:
+    """What a manifest says of files, in the words of those who decode them."""
     if sampling is None:
         return ImageSpec(
             geometry.resize_short_side, geometry.height, geometry.width, geometry.interpolation, exact=exact_images

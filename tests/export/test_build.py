@@ -290,6 +290,7 @@ def test_a_head_of_another_size_needs_a_label_for_each_class(tmp_path: Path) -> 
     labels.write_text("one\ntwo\nthree\nfour\nfive\nsix\nsieben\n")
     spec = make_spec(BuildRequest(OBJECTS, weights=path, labels=labels), NOWHERE, silent)
     assert spec.labels[-1] == "sieben"
+    assert spec.description == "micro Hiera of the object demo, with weights from seven.pth"  # not the demo's
     assert spec.model.config.num_classes == 7
     with pytest.raises(PackageError, match="cannot be read"):
         make_spec(BuildRequest(OBJECTS, weights=path, labels=tmp_path / "absent.txt"), NOWHERE, silent)

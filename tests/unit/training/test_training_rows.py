@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -84,6 +86,16 @@ def test_a_clip_has_one_crop_and_begins_here_or_there(tmp_path: Path) -> None:
     assert first == {0, 1, 2}
 
 
+@pytest.fixture
+def children_as_before() -> Iterator[None]:
+    """Torch listens to the ends of child processes from its first worker on. OpenVINO, which other tests load, leaves a
+    thread without the stack that signals are handled on: the next child's end would be the end of all tests."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("children_as_before")
 def test_rows_are_told_by_the_seed_and_not_by_who_draws_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     files = []

@@ -88,7 +88,7 @@ lock: ## resolve the newest versions into requirements/*.lock (needs pip-tools o
 	  --no-header --unsafe-package setuptools --constraint requirements/constraints.txt \
 	  --extra cpu --extra export --extra test --output-file requirements/test.lock pyproject.toml
 	@# pip-compile drops the markers of what an extra asks for.
-	sed -i -E 's/^(openvino(-telemetry)?==[^ ]+)/\1 ; platform_machine == "x86_64"/' requirements/*.lock
+	sed -i -E 's/^(openvino(-telemetry)?==[^ ]+)( \\)?$$/\1 ; platform_machine == "x86_64"\3/' requirements/*.lock
 
 clean: ## remove the environments and the caches
 	rm -rf $(VENV) $(TEST_VENV) $(AUDIT_VENV) $(NEWEST_VENV) .venv-export .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

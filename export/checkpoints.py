@@ -32,15 +32,8 @@ Layout = Literal["original", "transformers", "timm"]
 State = dict[str, Tensor]
 
 HEAD = "head.projection.weight"
-# Names that only a decoder of masked pretraining has, in the three layouts.
-_PRETRAINING_MARKS = (
-    "decoder_pos_embed",
-    "mask_token",
-    "decoder.",
-    "decoder_embed.",
-    "encoder_norm.",
-    "multi_scale_fusion.",
-)
+# How names begin that only masked pretraining has beside the encoder, in the three layouts.
+DECODER = ("decoder", "mask_token", "multi_scale_fusion", "multiscale_fusion")
 _SHOWN_NAMES = 8
 
 
@@ -204,7 +197,7 @@ def _renamed(state: State, new_name: Callable[[str], str], source: str) -> State
 
 def _is_pretraining_only(state: State) -> bool:
     has_head = any(name in state for name in (HEAD, "head.fc.weight", "classifier.weight"))
-    return not has_head or any(name.startswith(_PRETRAINING_MARKS) for name in state)
+    return not has_head or any(name.startswith((*DECODER, "encoder_norm.")) for name in state)
 
 
 def _original_names(stored: State, layout: Layout, config: HieraConfig, source: str) -> State:

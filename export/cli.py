@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", type=Path, metavar="FILE", help="what the package was built from, if not official or random"
     )
     verify.add_argument(
-        "--max-batch", type=_positive, metavar="ROWS", help="the largest batch to measure (32 images, 8 clips)"
+        "--max-batch", type=positive, metavar="ROWS", help="the largest batch to measure (32 images, 8 clips)"
     )
     verify.add_argument(
         "--rows",
@@ -152,19 +152,19 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         help="the model repository (default: model_repo)",
     )
     build.add_argument("--name", help="of the package (default: the variant's)")
-    build.add_argument("--version", type=_positive, default=1, metavar="N", help="of the package (default: 1)")
+    build.add_argument("--version", type=positive, default=1, metavar="N", help="of the package (default: 1)")
     build.add_argument("--replace", action="store_true", help="overwrite that version if it exists")
     build.add_argument(
-        "--max-batch", type=_positive, metavar="ROWS", help="the largest batch to verify (default: 32 images, 8 clips)"
+        "--max-batch", type=positive, metavar="ROWS", help="the largest batch to verify (default: 32 images, 8 clips)"
     )
     build.add_argument(
-        "--resize-short-side", type=_positive, metavar="PIXELS", help="before the crop, if your model was evaluated so"
+        "--resize-short-side", type=positive, metavar="PIXELS", help="before the crop, if your model was evaluated so"
     )
     build.add_argument(
         "--sampling", choices=("dense", "uniform"), help="of video frames: dense as for Kinetics, uniform as for SSv2"
     )
     build.add_argument(
-        "--frame-stride", type=_positive, metavar="N", help="dense sampling takes every Nth frame at --target-fps (4)"
+        "--frame-stride", type=positive, metavar="N", help="dense sampling takes every Nth frame at --target-fps (4)"
     )
     build.add_argument("--target-fps", type=_rate, metavar="FPS", help="frames a second that the stride counts (30)")
     build.add_argument("--licence", metavar="NAME", help="of your weights, for the manifest")
@@ -184,7 +184,7 @@ def _add_tensorrt(tensorrt: argparse.ArgumentParser) -> None:
     tensorrt.add_argument(
         "--flavour", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT (default: the first that is installed)"
     )
-    tensorrt.add_argument("--max-batch", type=_positive, metavar="ROWS", help="largest batch (64 images, 8 clips)")
+    tensorrt.add_argument("--max-batch", type=positive, metavar="ROWS", help="largest batch (64 images, 8 clips)")
     tensorrt.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="what earlier builds timed (default: in the user's cache)"
     )
@@ -194,7 +194,8 @@ def _add_tensorrt(tensorrt: argparse.ArgumentParser) -> None:
     tensorrt.add_argument("--replace", action="store_true", help="overwrite a plan that is there")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")

@@ -28,6 +28,7 @@ import torch
 
 from app.errors import HieraError
 from export.catalog import CC_BY_NC, Variant, find_variant
+from export.cli import positive
 from export.download import source_from_environment
 from export.errors import ExportError
 from export.formats import is_safetensors
@@ -38,7 +39,7 @@ from training.folders import FolderError, read_folder
 from training.recipe import Recipe, recipe_of
 from training.record import earlier_runs, facts_of, save
 from training.rows import Augmentation, Shape
-from training.starting_weights import Start, record_beside, starting_model
+from training.starting_weights import Start, starting_model
 from training.tuning import Data, Means, fit_linear_head, measure, readable_data, train_whole
 
 _BATCH = {"image": 64, "video": 8}
@@ -74,6 +75,7 @@ def _finetune(options: argparse.Namespace) -> None:
 
     device = torch.device(options.device)
     options.batch = min(options.batch or _BATCH[variant.task], len(data.training))
+    before = earlier_runs(options.weights)  # now: the output may take the place of what lies there
     means = Means(device, options.batch, options.workers, options.seed)
     model = start.model.to(device)
 
@@ -89,7 +91,7 @@ def _finetune(options: argparse.Namespace) -> None:
             "flip": options.flip,
             **settled,
             **facts_of(options, steps, time.monotonic() - started),
-            "earlier_runs": earlier_runs(options.weights) if options.weights and record_beside(options.weights) else [],
+            "earlier_runs": before,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "preprocessing": _recorded(start.model.config.input_size, shape),
         }
@@ -191,14 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror images count, too")
     rows = parser.add_argument_group("of what the model sees (default: as the weights have it)")
-    rows.add_argument("--resize-short-side", type=_positive, metavar="PIXELS", help="before the crop")
+    rows.add_argument("--resize-short-side", type=positive, metavar="PIXELS", help="before the crop")
     rows.add_argument("--sampling", choices=("dense", "uniform"), help="of video frames")
-    rows.add_argument("--frame-stride", type=_positive, help="source frames between two, at --target-fps")
+    rows.add_argument("--frame-stride", type=positive, help="source frames between two, at --target-fps")
     rows.add_argument("--target-fps", type=_within(0.1))
-    parser.add_argument("--batch", type=_positive, help="rows at a time (default: 64 images, 8 clips)")
+    parser.add_argument("--batch", type=positive, help="rows at a time (default: 64 images, 8 clips)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, help="processes that decode (default: none on a CPU, up to 8 for a GPU)")
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="of torch, on the CPU")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of torch, on the CPU")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -212,13 +214,6 @@ def _within(least: float, most: float = math.inf) -> Callable[[str], float]:
             )
         return value
 
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
     return number
 
 

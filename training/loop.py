@@ -114,7 +114,8 @@ def _products(bfloat16: bool, device: str) -> FastCpuArithmetic | nullcontext[No
     return FastCpuArithmetic(bfloat16) if device == "cpu" else nullcontext()
 
 
-def _multiplies_bfloat16(device: str) -> bool:
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether "cpu" or "cuda" is made for products in bfloat16."""
     return cpu_multiplies_bfloat16() if device == "cpu" else torch.cuda.is_bf16_supported()
 
 
@@ -145,7 +146,7 @@ def train(
     optims = optimisers(model, settings) if optims is None else optims
     base_lrs = [[float(group["lr"]) for group in optim.param_groups] for optim in optims]
     device = next(model.parameters()).device.type
-    bfloat16 = _multiplies_bfloat16(device) if settings.bfloat16 is None else settings.bfloat16
+    bfloat16 = multiplies_bfloat16(device) if settings.bfloat16 is None else settings.bfloat16
     started = time.monotonic()
     loss_average, note, step = float("nan"), "", 0
     with tqdm(total=settings.steps, unit="step", mininterval=5.0, dynamic_ncols=True) as bar:

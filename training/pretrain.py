@@ -21,7 +21,6 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,7 @@ from tqdm import tqdm
 from export.catalog import Variant, find_variant
 from export.errors import ExportError
 from export.hiera import CONFIGS
-from training.arithmetic import cpu_multiplies_bfloat16
-from training.loop import cosine_factor, training_arithmetic
+from training.loop import cosine_factor, multiplies_bfloat16, training_arithmetic
 from training.mae import DecoderConfig, MaskedAutoencoder, load_pretrained, pixel_labels, shuffled_windows
 from training.pictures import Pictures, find_files
 from training.record import earlier_runs, facts_of, save
@@ -94,13 +92,6 @@ class Normalise:
     def __call__(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.device).float() / 255.0 - self.mean) / self.std
         return x.transpose(1, 2).contiguous() if self.is_video else x[:, 0]
-
-
-def step_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
-    """What a step is computed in: bfloat16 where the processor is made for it."""
-    if device.type == "cpu":
-        return training_arithmetic(cpu_multiplies_bfloat16())
-    return torch.autocast(device.type, torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
 
 
 @torch.no_grad()
@@ -164,6 +155,7 @@ def train_epoch(
 ) -> float:
     """One pass over `batches`, normalised float32 [B, 3, …]; returns the mean loss. `rates` are learning rates."""
     device = next(model.parameters()).device
+    bfloat16 = multiplies_bfloat16(device.type)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # drop path
     total, steps = torch.zeros((), device=device), 0
@@ -172,7 +164,7 @@ def train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         order = shuffled_windows(len(x), model.config.windows, generator).to(device)
-        with step_arithmetic(device):
+        with training_arithmetic(bfloat16, device.type):
             loss = model(x, order)
         loss.backward()
         optimiser.step()

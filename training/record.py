@@ -56,12 +56,20 @@ def save(state: dict[str, Tensor], record: dict[str, Any], output: Path) -> None
     os.replace(partial, output.with_suffix(".json"))
 
 
+def record_beside(weights: Path) -> dict[str, Any]:
+    """The record of a weights file, empty without one."""
+    try:
+        record = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def earlier_runs(initial: Path | None) -> list[dict[str, Any]]:
     """What the runs before this one cost, oldest first: the record beside the weights that this one starts from."""
-    path = initial.with_suffix(".json") if initial else None
-    if path is None or not path.exists():
+    before = record_beside(initial) if initial else {}
+    if not before:
         return []
-    before = json.loads(path.read_text(encoding="utf-8"))
     kept = ("epochs", "clips", "steps", "seconds", "seed", "batch", "threads", "rate")
     return [*before.get("earlier_runs", []), {key: before[key] for key in kept if key in before}]
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from app.repository.store import read_labels
 from export.catalog import Licence, Variant
-from export.checkpoints import input_size_of, load_classifier, read_checkpoint
+from export.checkpoints import DECODER, input_size_of, load_classifier, read_checkpoint
 from export.download import WeightsSource, fetch
 from export.errors import NoWeights
 from export.hiera import CONFIGS, Hiera, create_model
+from training.record import record_beside
 
 HEAD = "head."
-# What masked pretraining needs beside the encoder, in the three layouts.
-_DECODER = ("decoder", "mask_token", "multi_scale_fusion", "multiscale_fusion")
 
 
 @dataclass(frozen=True)
@@ -69,22 +66,13 @@ def starting_model(
     config = CONFIGS[variant.name]
     checkpoint = read_checkpoint(weights, config)
     model = create_model(variant.name, len(classes), drop_path, input_size_of(checkpoint.state, config))
-    state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(_DECODER)}
+    state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(DECODER)}
     kept = checkpoint.num_classes == len(classes) and _labels_beside(weights) == classes
     if not kept:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(HEAD)}
     load_classifier(model, replace(checkpoint, state=state, pretraining_only=False), weights.name)
     return Start(model, weights.name, kept, licence.name if licence else _licence_beside(weights))
-
-
-def record_beside(weights: Path) -> dict[str, Any]:
-    """The training record of a weights file, empty without one."""
-    try:
-        record = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _licence_beside(weights: Path) -> str | None:

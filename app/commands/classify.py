@@ -15,15 +15,11 @@ from app.commands.answer_lines import Progress, json_line, result_of, results_fi
 from app.commands.many_files import Answer, ManyFiles
 from app.commands.setting_flags import settings_from
 from app.errors import InvalidParameter
-from app.load.request import VIDEO_SUFFIXES, task_of
+from app.load.request import IMAGE_SUFFIXES, VIDEO_SUFFIXES, task_of
 from app.load.table import text_table
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.settings import Settings
 from app.telemetry import logs
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

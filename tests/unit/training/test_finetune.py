@@ -188,6 +188,15 @@ def test_the_whole_model_learns_two_colours(weights: Path, tmp_path: Path) -> No
     assert float(sure.min()) > 0.6
 
 
+def test_a_run_that_takes_the_place_of_its_start_names_the_runs_before_it(weights: Path, tmp_path: Path) -> None:
+    data, place = colours(tmp_path / "data", "jpg"), tmp_path / "place.safetensors"
+    starts = (weights / f"{OBJECTS}.safetensors", place)
+    for start, epochs in zip(starts, ("3", "2"), strict=True):
+        main([OBJECTS, "--data", str(data), "--weights", str(start), "--output", str(place), "--epochs", epochs, *CPU])
+    runs = json.loads(place.with_suffix(".json").read_text())["earlier_runs"]
+    assert [run["steps"] for run in runs] == [3]
+
+
 @pytest.mark.parametrize(
     "how", [["--head-only"], ["--epochs", "2", "--mixup", "0.8", "--cutmix", "1"]], ids=["head", "whole"]
 )

@@ -146,12 +146,12 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def enlarged(photo: bytes) -> bytes:
-    """A JPEG of 12 megapixels of the same scene, coded as cameras do (4:2:0)."""
+def enlarged(photo: bytes, form: str = "JPEG", **options: int) -> bytes:
+    """A JPEG or HEIC of 12 megapixels of the same scene, coded as cameras do (4:2:0)."""
     with Image.open(io.BytesIO(photo)) as image:
         large = image.convert("RGB").resize(TWELVE_MEGAPIXELS, Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    large.save(file, "JPEG", quality=90)
+    large.save(file, form, quality=90, **options)
     return file.getvalue()
 
 
@@ -175,13 +175,14 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as the server's media workers do
     photo = arguments.photo.read_bytes()
-    large, png = enlarged(photo), as_png(photo)
+    large, heic, png = enlarged(photo), enlarged(photo, "HEIF", tile_size=512), as_png(photo)
     rounds, few = arguments.rounds, max(3, arguments.rounds // 4)
     measured = [
         compare(arguments.photo.name, partial(our_image, photo), partial(textbook_image, photo), rounds),
         compare("as PNG", partial(our_image, png), partial(textbook_image, png), rounds),
         compare("12 megapixels", partial(our_image, large), partial(textbook_image, large), few),
         compare("12 megapixels, exact", partial(our_image, large, True), partial(textbook_image, large), few),
+        compare("12 megapixels, HEIC", partial(our_image, heic), partial(textbook_image, heic), few),
     ]
     video = (arguments.video or synthetic_video()).read_bytes()
     for threads in (1, 2):

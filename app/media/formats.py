@@ -16,10 +16,11 @@ from app.media.reader import Data
 
 Kind = Literal["image", "video"]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 VIDEO_FORMATS = ("MP4", "MOV", "MKV", "WebM", "AVI", "GIF")
 
 _HEAD_BYTES = 512
+_HEIF_TABLES_BYTES = 64 * 1024  # a photo of 48 megapixels in tiles has 10 KB of them
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for tabs and line ends
 
 # ISO base media files ("ftyp" at 4) carry a brand at 8 and the brands that they are compatible with from 16 on.
@@ -137,12 +138,20 @@ def webp_size(data: Data) -> tuple[int, int] | None:
     return None
 
 
+def lacks_hevc(data: Data) -> bool:
+    """Whether a HEIF file has its table of items ("iinf") and none in H.265 in it ("hvc1"; ISO/IEC 23008-12)."""
+    head = bytes(memoryview(data)[:_HEIF_TABLES_BYTES])
+    return b"iinf" in head and b"hvc1" not in head
+
+
 def _iso_format(head: bytes) -> MediaFormat | None:
     box_end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, box_end - 3, 4))]
     if brands[0] in _AVIF_BRANDS or (brands[0] in _HEIF_BRANDS and any(b in _AVIF_BRANDS for b in brands)):
         return MediaFormat(image="avif")
-    if brands[0] in _HEIF_BRANDS or brands[0] == _CANON_RAW_BRAND:
+    if brands[0] in _HEIF_BRANDS:
+        return MediaFormat(image="heic")
+    if brands[0] == _CANON_RAW_BRAND:
         return None
     return MediaFormat(video="mov" if brands[0] == b"qt  " else "mp4")
 
@@ -152,7 +161,7 @@ def _describe(data: Data) -> str:
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp":
-        return "the file is a camera's raw file" if head[8:12] == _CANON_RAW_BRAND else "the file is a HEIC image"
+        return "the file is a camera's raw file"
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return "the file is a WAV file"
     for magic, name in _FOREIGN:

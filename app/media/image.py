@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 
 import numpy as np
+import pillow_heif
 from numpy.typing import NDArray
 
 # All of the plugins, and what they import when first used: a confined worker can open no file later.
@@ -52,8 +53,10 @@ _PLUGINS = {
     "bmp": BmpImagePlugin.BmpImageFile.format,
     "tiff": TiffImagePlugin.TiffImageFile.format,
     "avif": AvifImagePlugin.AvifImageFile.format,
+    "heic": pillow_heif.HeifImageFile.format,
 }
 _IMPORTED_FOR_PLUGINS = (MpoImagePlugin, TiffTags)
+_CUT_SHORT = ("truncated", "end of file")  # in the words of Pillow and of libheif
 
 # What Pillow's plugins raise on damaged files. A MemoryError is not among them.
 _DAMAGE = (
@@ -65,6 +68,7 @@ _DAMAGE = (
 Image.MAX_IMAGE_PIXELS = None
 # Workers are processes, as many as there are cores; threads inside of them would only be in each other's way.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pillow_heif.register_heif_opener(decode_threads=0, thumbnails=False, depth_images=False, aux_images=False)
 # A text or profile of a PNG that unpacks to more than Pillow's 1 MiB is no damage: printers' profiles do. It is not
 # used, and unpacked all the same, so there must be a bound.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
@@ -141,6 +145,8 @@ def _decode_with_pillow(
         with _quiet(), suppress(*_DAMAGE):
             if name == "tiff" and not width and tiff.tells_size(data):
                 raise UnsupportedMedia(f"the tiff image is of a kind that is not read; {CONVERT_IT}") from error
+        if name == "heic" and not width and formats.lacks_hevc(data):
+            raise UnsupportedMedia("the file is a HEIF image of a kind that is not read; save it as JPEG") from error
         raise BrokenMedia(_what_broke(name, error)) from error
     return _info(width, height, name, orientation)
 
@@ -198,6 +204,6 @@ def _info(width: int, height: int, name: str, orientation: Orientation) -> Decod
 
 
 def _what_broke(name: str, error: BaseException) -> str:
-    if "truncated" in str(error).lower() or isinstance(error, EOFError):
+    if any(words in str(error).lower() for words in _CUT_SHORT) or isinstance(error, EOFError):
         return f"the {name} image is cut short: the upload may be incomplete"
     return f"the {name} image is damaged and cannot be decoded"

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import httpx
 import numpy as np
+import pillow_heif
 import pytest
 from colours import RED, image_of, video_of
 from PIL import Image
@@ -20,6 +21,8 @@ from app.load.processes import peak_resident_bytes, process_tree
 
 # Coarse: what one of these would take is a hundred times as much, and an allocator has its moods.
 _GROWTH_BYTES = 48 << 20
+
+pillow_heif.register_heif_opener()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def patched(data: bytes, marker: bytes, offset: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-def small(form: str) -> bytes:
+def small(form: str, side: int = 16) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (16, 16), RED).save(file, form)
+    Image.new("RGB", (side, side), RED).save(file, form)
     return file.getvalue()
 
 
@@ -76,6 +79,7 @@ IMAGES = {
     "jpeg": patched(small("JPEG"), b"\xff\xc0", 5, struct.pack(">HH", SIDE, SIDE)),
     "gif": patched(small("GIF"), b"GIF", 6, struct.pack("<HH", SIDE, SIDE)),
     "bmp": patched(small("BMP"), b"BM", 18, struct.pack("<ii", SIDE, SIDE)),
+    "heic": patched(small("HEIF", 64), b"ispe", 8, struct.pack(">II", SIDE, SIDE)),
 }
 VIDEOS = {
     "large frames": avi(SIDE, SIDE),
@@ -84,6 +88,7 @@ VIDEOS = {
 # Headers that contradict another one, and notes beside the pixels: whatever is made of them, little memory is.
 ODD_IMAGES = {
     "avif": patched(small("AVIF"), b"ispe", 8, struct.pack(">II", SIDE, SIDE)),
+    "heic": patched(small("HEIF"), b"ispe", 8, struct.pack(">II", SIDE, SIDE)),  # shows 16 of them
     "text": png(64, 64, *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(50 << 20), 9))] * 10),
     "profile": png(64, 64, (b"iCCP", b"a\0\0" + zlib.compress(bytes(50 << 20), 9))),
 }

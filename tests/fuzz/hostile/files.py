@@ -23,7 +23,8 @@ _IMAGE_MUTATORS: Mapping[str, Mutator] = {
     "gif": gif_parts.gif,
     "bmp": png_parts.bmp,
     "tiff": tiff_parts.tiff,
-    "avif": mp4_parts.avif,
+    "avif": mp4_parts.still,
+    "heic": mp4_parts.still,
 }
 _VIDEO_MUTATORS: Mapping[str, Mutator] = {
     "mp4": mp4_parts.mp4,

@@ -1,4 +1,4 @@
-"""MP4, MOV and AVIF with structure: boxes, their sizes, and the tables that say where frames lie and when they show."""
+"""MP4, MOV, AVIF and HEIC with structure: boxes, their sizes, the tables that say where and when frames are."""
 
 from __future__ import annotations
 
@@ -165,4 +165,4 @@ mp4 = any_of(
     (size, long_size, kind, table, table, table, table_from_scratch, table_from_scratch, header, header, header, codec,
      other_file, arrangement, nested, many_streams)
 )  # fmt: skip
-avif = any_of((size, long_size, kind, table, table, header, header, header, arrangement, nested))
+still = any_of((size, long_size, kind, table, table, header, header, header, arrangement, nested))

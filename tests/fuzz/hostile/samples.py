@@ -8,9 +8,12 @@ from typing import Any
 
 import av
 import numpy as np
+import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image
 from priority import take_ordinary_priority
+
+pillow_heif.register_heif_opener()
 
 _WIDTH, _HEIGHT = 64, 48
 _FRAMES = 12
@@ -44,6 +47,9 @@ _IMAGES: dict[str, tuple[str, str, dict[str, Any]]] = {  # Pillow's format, mode
     "tiff, two pages": ("TIFF", "L", {"save_all": True}),
     "avif": ("AVIF", "RGB", {"speed": 10}),
     "avif, transparent": ("AVIF", "RGBA", {"speed": 10}),
+    "heic": ("HEIF", "RGB", {}),
+    "heic, tiles": ("HEIF", "RGB", {"tile_size": 32}),
+    "heic, transparent": ("HEIF", "RGBA", {}),
 }
 _VIDEOS: dict[str, tuple[str, str, str, dict[str, str]]] = {  # libav's muxer, encoder, pixel format, muxer's options
     "mp4": ("mp4", "libx264", "yuv420p", {}),

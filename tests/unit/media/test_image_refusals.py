@@ -16,7 +16,7 @@ from app.errors import BrokenMedia, LimitExceeded, UnsupportedMedia
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -151,7 +151,7 @@ def test_damage_is_never_more_than_a_domain_error(format: str) -> None:
         (b'{\x94#\xd4\xe0 "\xd3O\xe5', "not known"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
         (b"\0" * 64, "not known"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isomiso2", "a video"),
         (b"\x1a\x45\xdf\xa3" + b"\0" * 40, "a video"),
     ],
@@ -159,7 +159,7 @@ def test_damage_is_never_more_than_a_domain_error(format: str) -> None:
 def test_what_is_no_image_is_named_and_the_formats_are_listed(data: bytes, words: str) -> None:
     with pytest.raises(UnsupportedMedia, match=words) as refusal:
         decode(data)
-    assert "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF" in str(refusal.value)
+    assert "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC" in str(refusal.value)
 
 
 def test_formats_that_pillow_could_read_but_we_do_not_are_refused() -> None:

@@ -151,10 +151,10 @@ def test_a_jpeg_turned_by_xmp_alone_comes_out_upright() -> None:
     assert np.abs(decode(data) - decode(encode(scene(400, 300), "JPEG"))).mean() > 5
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
 def test_every_format_shows_the_quarters_in_their_places(format: str) -> None:
     row, info = decode_with_info(encode(quarters(64, 64), format), small())
-    assert info.format == format.lower()
+    assert info.format == ("heic" if format == "HEIF" else format.lower())
     assert (info.width, info.height) == (64, 64)
     corners = [row[5, 5], row[5, 26], row[26, 5], row[26, 26]]
     for corner, colour in zip(corners, ((255, 0, 0), (0, 255, 0), (0, 0, 255), WHITE), strict=True):
@@ -177,6 +177,7 @@ def test_the_first_frame_of_an_animated_gif_is_shown() -> None:
         ("RGBA", "WEBP"),
         ("RGBA", "TIFF"),
         ("RGBA", "AVIF"),
+        ("RGBA", "HEIF"),
     ],
 )
 def test_transparency_is_laid_on_white(mode: str, format: str) -> None:

@@ -61,6 +61,9 @@ IMAGES = {
     "tiff, Deflate": image_file("TIFF", compression="tiff_adobe_deflate"),
     "tiff, JPEG": image_file("TIFF", compression="jpeg"),
     "avif": image_file("AVIF"),
+    "heic": image_file("HEIF"),
+    "heic, of tiles": image_file("HEIF", size=(1500, 1000), tile_size=512),
+    "heic, with transparency": image_file("HEIF", "RGBA"),
 }
 
 

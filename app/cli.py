@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import select
@@ -35,8 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if _is_read():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        _drop_output()
         return 128 + signal.SIGPIPE  # as a shell has it of commands that end so
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"hiera-serve: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """Of what is still in the buffer, the interpreter would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_read() -> bool:
@@ -47,7 +59,20 @@ def _is_read() -> bool:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run_command(list(sys.argv[1:] if argv is None else argv))
+    except SettingsError as error:
+        for line in error.lines:
+            print(f"hiera-serve: {line}", file=sys.stderr)
+        return 2
+    except HieraError as error:
+        print(f"hiera-serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run_command(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hiera-serve", description="Hiera image and video classification.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = next((word for word in words if not word.startswith("-")), None)
@@ -58,17 +83,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         _refuse(commands.choices[arguments.command], unknown)
-    try:
-        status: int = importlib.import_module(f"app.commands.{arguments.command}").run(arguments)
-    except SettingsError as error:
-        for line in error.lines:
-            print(f"hiera-serve: {line}", file=sys.stderr)
-        return 2
-    except HieraError as error:
-        print(f"hiera-serve: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    status: int = importlib.import_module(f"app.commands.{arguments.command}").run(arguments)
     return status
 
 

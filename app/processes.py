@@ -16,19 +16,17 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvloop
 
-import app
 from app.core import create_registry, create_rollout, load_models
 from app.drain import Drain
 from app.http_worker import WRONG_SETTING_STATUS
+from app.interpreter import MODULE_COMMAND, import_path
 from app.main import create_host_metrics
 from app.pauses import growing_pause_s
 from app.serving.board import clear_line, create_board
@@ -202,13 +200,11 @@ class EngineHost:
         try:
             os.write(settings, pickle.dumps(self._settings))
             descriptors = (theirs.fileno(), self._board, settings)
-            import_root = str(Path(app.__file__).resolve().parent.parent)
-            paths = [import_root, *filter(None, [os.environ.get("PYTHONPATH")])]
             process = subprocess.Popen(  # noqa: S603 - the command is ours
-                [sys.executable, "-P", "-m", "app.http_worker", *map(str, (*descriptors, line, os.getpid()))],
+                [*MODULE_COMMAND, "app.http_worker", *map(str, (*descriptors, line, os.getpid()))],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 process_group=0,  # Ctrl-C is for the host
             )
             try:

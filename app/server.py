@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -18,12 +17,6 @@ from app.protocol import ConnectionLimits, limited_protocol
 _log = logging.getLogger("hiera.server")
 _BACKLOG = 2048
 _CLEAN_UP_S = 5.0  # beyond the bound of a shutdown, for closing what the requests used
-
-
-def allow_open_files() -> None:
-    """Lift the soft limit of open files to the hard one: uploads and rows in shared memory take a descriptor each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

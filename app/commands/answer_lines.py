@@ -14,6 +14,7 @@ from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult
 from app.commands.many_files import Answer
 from app.errors import HieraError, InvalidParameter
+from app.load.request import shown
 
 _PROGRESS_S = 0.5
 _LINE_START = "\r\033[K"
@@ -50,11 +51,6 @@ def text_line(answer: Answer) -> str:
     return f"{shown(answer.file)}: {said}\n"
 
 
-def shown(file: Path) -> str:
-    """A path, which need not be UTF-8, as text that can be printed."""
-    return str(file).encode(errors="backslashreplace").decode()
-
-
 @contextmanager
 def results_file(path: Path) -> Iterator[tuple[TextIO, frozenset[str]]]:
     """A file of JSON lines to write on, and the files that have a line there. One that was cut short is taken away.
@@ -65,12 +61,14 @@ def results_file(path: Path) -> Iterator[tuple[TextIO, frozenset[str]]]:
     try:
         lines = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise InvalidParameter(f"{path}: {error.strerror}") from error
+        raise InvalidParameter(
+            f"{shown(path)}: {error.strerror or 'it is no file that can be read and written'}"
+        ) from error
     with lines:
         try:
             done = _files_of(lines)
         except (ValueError, KeyError, TypeError):
-            raise InvalidParameter(f"{path} holds something else than lines of hiera-serve classify") from None
+            raise InvalidParameter(f"{shown(path)} holds something else than lines of hiera-serve classify") from None
         yield lines, done
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from urllib.parse import quote
 
 from app.commands.api_key import api_key
 from app.errors import InvalidParameter, Unavailable
+from app.interpreter import MODULE_COMMAND, import_path
 from app.load.ask import ask
 from app.load.generator import MAX_REQUESTS, Workload
 from app.load.isolated import run_isolated
 from app.load.plot import svg, terminal
 from app.load.progress import ProgressBar
 from app.load.report import HEADER, latency_over_load, row
-from app.load.request import classify_request
+from app.load.request import classify_request, shown
 from app.load.server import ServerProcess, free_port
 from app.load.summary import Summary, summarise
 from app.load.table import text_table
@@ -68,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     files = arguments.files or [SAMPLE_PHOTO]
     for file in files:
         if not file.is_file():
-            raise InvalidParameter(f"{file}: no such file")
+            raise InvalidParameter(f"{shown(file)}: no such file")
+    if not any(arguments.connections) and isinstance(arguments.rates, str):
+        raise InvalidParameter("nothing is to be measured: give --connections, or numbers to --rates")
     if arguments.output:
         with _writing_to(arguments.output):  # now: a folder that cannot be made should not cost a measurement
             arguments.output.mkdir(parents=True, exist_ok=True)
@@ -110,12 +115,30 @@ def _server(arguments: argparse.Namespace) -> Iterator[Target]:
         yield target
         return
     port = free_port()
-    environment = {"HIERA_HOST": "127.0.0.1", "HIERA_PORT": str(port)}
+    environment = {"HIERA_HOST": "127.0.0.1", "HIERA_PORT": str(port), "PYTHONPATH": import_path()}
     print("Starting a server for the run …", file=sys.stderr)
-    with ServerProcess([sys.executable, "-m", "app.cli", "run"], port=port, environment=environment) as server:
+    command = [*MODULE_COMMAND, "app.cli", "run"]
+    with _left_at_signals(), ServerProcess(command, port=port, environment=environment) as server:
         target = parse_target(server.url)
         _refuse_silence(target, arguments.api_key)  # its environment may have keys for it
         yield target
+
+
+@contextlib.contextmanager
+def _left_at_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that a server that was started for the run ends with it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ending = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for number in ending:  # one that is ignored is nohup's wish
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _refuse_silence(target: Target, key: str | None) -> None:
@@ -134,10 +157,15 @@ def _measure(
     arguments: argparse.Namespace, target: Target, files: list[Path]
 ) -> tuple[list[Summary], dict[str, object]]:
     """Every run, and the `model` of an answer."""
-    requests = tuple(
-        classify_request(target, file, model=arguments.model, multipart=not arguments.raw, api_key=arguments.api_key)
-        for file in files
-    )
+    try:
+        requests = tuple(
+            classify_request(
+                target, file, model=arguments.model, multipart=not arguments.raw, api_key=arguments.api_key
+            )
+            for file in files
+        )
+    except OSError as error:
+        raise InvalidParameter(f"{error.filename}: cannot be read ({error.strerror})") from error
     summaries: list[Summary] = []
     answer: dict[str, object] = {}
 
@@ -201,7 +229,7 @@ def _engine_rows_per_s(target: Target, model: object, api_key: str | None) -> fl
 def _print_report(
     summaries: list[Summary], answer: dict[str, object], files: list[Path], engine_rows_per_s: float | None
 ) -> None:
-    names = ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
+    names = ", ".join(shown(Path(file.name)) for file in files[:3]) + (" …" if len(files) > 3 else "")
     print(
         f"{answer.get('name', 'unknown model')} on {answer.get('engine', '?')} {answer.get('precision', '')}, {names}"
     )

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from app.commands.answer_lines import Progress, json_line, result_of, results_file, shown, text_line
-from app.commands.many_files import Answer, ManyFiles
+from app.commands.answer_lines import Progress, json_line, result_of, results_file, text_line
+from app.commands.local_model import task_of_model
+from app.commands.many_files import Answer, ManyFiles, UnreadableFile
 from app.commands.setting_flags import settings_from
 from app.errors import InvalidParameter
-from app.load.request import IMAGE_SUFFIXES, VIDEO_SUFFIXES, task_of
+from app.load.request import IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown, task_of
 from app.load.table import text_table
+from app.open_files import allow_open_files
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.settings import Settings
 from app.telemetry import logs
@@ -65,11 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.features and not (arguments.json or arguments.output):
         raise InvalidParameter("--features goes with --json or --output: a table has no room for them")
+    allow_open_files()
     paths: list[Path] = arguments.files
-    if len(paths) == 1 and not paths[0].is_dir() and not arguments.output:
-        return _one_file(settings, options, paths[0], arguments)
-    many = ManyFiles(settings, options, arguments.task)
-    files = files_of(paths, arguments.task)
+    task = arguments.task
+    if task is None and arguments.model is not None:
+        task = task_of_model(settings.model_repository, arguments.model)
+    if len(paths) == 1 and not os.path.isdir(paths[0]) and not arguments.output:
+        return _one_file(settings, options, paths[0], task or task_of(paths[0]), as_json=arguments.json)
+    many = ManyFiles(settings, options, task)
+    files = files_of(paths, task)
     if arguments.output is None:
         return asyncio.run(_print_lines(many, files, sys.stdout, json_line if arguments.json else text_line))
     with results_file(arguments.output) as (lines, done):
@@ -79,17 +85,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def files_of(paths: Iterable[Path], task: Task | None) -> Iterator[Path]:
     """The files that are named; of folders, and of those below them, those whose ending is that of an image or a video,
-    or of the task alone, by name."""
+    or of the task alone, by name. A folder that cannot be read is given itself, so that whoever opens it hears why."""
     suffixes = (IMAGE_SUFFIXES if task != "video" else frozenset()) | (
         VIDEO_SUFFIXES if task != "image" else frozenset()
     )
     for path in paths:
-        if not path.is_dir():
+        if os.path.isdir(path):
+            yield from _files_below(path, suffixes)
+        else:
             yield path
-            continue
-        for folder, below, names in os.walk(path):
-            below.sort()
-            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes)
+
+
+def _files_below(top: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    closed: list[Path] = []
+    for folder, below, names in os.walk(top, onerror=lambda error: closed.append(Path(error.filename))):
+        below.sort()
+        yield from closed
+        closed.clear()
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes)
+    yield from closed
 
 
 async def _print_lines(
@@ -105,19 +119,21 @@ async def _print_lines(
     return 1 if progress.failed else 0
 
 
-def _one_file(settings: Settings, options: ClassifyOptions, file: Path, arguments: argparse.Namespace) -> int:
-    if not file.is_file():
+def _one_file(settings: Settings, options: ClassifyOptions, file: Path, task: Task, *, as_json: bool) -> int:
+    if not os.path.lexists(file):
         raise InvalidParameter(f"{shown(file)}: no such file")
     one_worker = settings.model_copy(update={"image_workers": 1, "video_workers": 1})
-    many = ManyFiles(one_worker, options, arguments.task or task_of(file))
+    many = ManyFiles(one_worker, options, task)
 
     async def first() -> Answer:
         async with contextlib.aclosing(many.answers([file])) as answers:
             return await anext(answers)
 
     answer = asyncio.run(first())
+    if isinstance(answer.outcome, UnreadableFile):
+        raise InvalidParameter(f"{shown(file)}: {answer.outcome}")
     result = result_of(answer, os.urandom(16).hex())
-    if arguments.json:
+    if as_json:
         print(result.model_dump_json(exclude_none=True, indent=2))
     elif isinstance(answer.outcome, Classification):
         _print_table(answer.outcome, answer.total_s, file)

@@ -42,6 +42,12 @@ def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | 
     registry.load(fitting[-1].name, fitting[-1].version)
 
 
+def task_of_model(packages: Path, name: str) -> Task | None:
+    """The task of the model `name`; None where no package says."""
+    manifests = (_manifest(package) for package in discover(packages) if package.name == name)
+    return next((manifest.task for manifest in manifests if manifest is not None), None)
+
+
 def _manifest(package: PackagePath) -> Manifest | None:
     try:
         return read_manifest(package.folder / MANIFEST)

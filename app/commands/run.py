@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from app.commands.setting_flags import add_setting_flags, settings_from
+from app.open_files import allow_open_files
 from app.settings import Settings, unknown_variables
 from app.telemetry import logs
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         _log.warning("%s", warning)
     # Imported here so that --help and a wrong setting answer at once.
     from app.main import create_app
-    from app.server import allow_open_files, listen
+    from app.server import listen
 
     allow_open_files()
     # An engine thread that has its probabilities waits for the interpreter at most so long: 5 ms cost 6% of throughput.

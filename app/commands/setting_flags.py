@@ -25,7 +25,7 @@ _INTRODUCTION = """\
 Every setting is an environment variable, or a flag of `hiera-serve run` (`HIERA_MAX_IMAGE_BYTES` is
 `--max-image-bytes`), which comes first. A wrong value stops the start with a line that names it; an unknown `HIERA_`
 variable is warned about.
-An empty variable counts as not set. `hiera-serve run --help` prints the same list.
+An empty variable or flag counts as not set. `hiera-serve run --help` prints the same list.
 
 This page is written by `python -m app.commands.setting_flags > docs/configuration.md`.
 """
@@ -81,7 +81,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     given = {
         name.removeprefix(prefix): value
         for name, value in vars(arguments).items()
-        if name.startswith(prefix) and value is not None
+        if name.startswith(prefix) and value not in (None, "")
     }
     return load_settings(given)
 

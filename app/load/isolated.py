@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from typing import TypeVar
 
@@ -37,7 +39,12 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(work, order, theirs), name="load-generator", daemon=True)
-    process.start()
+    resource_tracker.ensure_running()  # which would lift the block below
+    ours_to_hear = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it inherits that: Ctrl-C is for us
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ours_to_hear)
     theirs.close()
     try:
         while True:
@@ -49,6 +56,9 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
     except EOFError:
         process.join()
         raise GeneratorDied(f"the load generator ended with exit code {process.exitcode} and no result") from None
+    except BaseException:  # nobody waits for what it measures any more
+        process.kill()
+        raise
     finally:
         ours.close()
         process.join(timeout=5)

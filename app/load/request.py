@@ -22,6 +22,12 @@ def task_of(file: Path) -> Literal["image", "video"]:
     return "video" if file.suffix.lower() in VIDEO_SUFFIXES else "image"
 
 
+def shown(file: Path) -> str:
+    """A path, which need not be UTF-8 and may hold line ends or a terminal's commands, as text for one line."""
+    text = str(file).encode(errors="backslashreplace").decode()
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def raw_request(
     target: Target, path: str, body: bytes, *, content_type: str, headers: dict[str, str] | None = None
 ) -> bytes:
@@ -70,7 +76,7 @@ def classify_request(
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
     body = file.read_bytes()
     if multipart:
-        return multipart_request(target, path, body, filename=file.name, headers=headers)
+        return multipart_request(target, path, body, headers=headers)  # a name need not be text, and nobody asks for it
     return raw_request(target, path, body, content_type="application/octet-stream", headers=headers)
 
 

@@ -17,9 +17,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import app
+from app.interpreter import import_path
 from app.media import messages
 from app.media.messages import JobHeader, Outcome, Ready, WorkerSettings
 from app.media.shared import RowBuffer, RowBuffers, SharedBytes
@@ -27,17 +26,14 @@ from app.media.spec import DecodeJob
 
 FORK_SERVER_COMMAND = (sys.executable, "-P", "-s", "-m", "app.media.forkserver")
 
-_IMPORT_ROOT = str(Path(app.__file__).resolve().parent.parent)
 _LAST_WORDS_BYTES = 2000
 _EXIT_BYTES = 64
 
 
 def _environment() -> dict[str, str]:
     """What a worker inherits: nothing of the server's settings or keys, one thread in each numeric library."""
-    # What the server imports from they need too; a relative entry would mean another folder there.
-    paths = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     environment = {
-        "PYTHONPATH": os.pathsep.join([_IMPORT_ROOT, *paths]),
+        "PYTHONPATH": import_path(),
         "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -94,21 +94,31 @@ def removed(root: Path, name: str) -> bool:
 
 
 def _versions(model: Path) -> list[Path]:
-    versions = [folder for folder in _folders(model) if _VERSION.fullmatch(folder.name)]
-    if not versions or _NAME.fullmatch(model.name):
-        return versions
+    named = _NAME.fullmatch(model.name)
+    try:
+        versions = [folder for folder in _folders(model) if _VERSION.fullmatch(folder.name)]
+    except PermissionError:
+        if named:  # unlike ext4's lost+found
+            _pass_over(model, "it may not be read by this user")
+        return []
+    if versions and not named:
+        # The name may not even be text (b"\xff"), which no answer and no metric could hold.
+        _pass_over(model, "no model may have that name")
+        return []
+    return versions
+
+
+def _pass_over(model: Path, reason: str) -> None:
     if model not in _passed_over:  # a watch comes by every few seconds
         _passed_over.add(model)
-        # The name may not even be text (b"\xff"), which no answer and no metric could hold.
-        logger.warning("%a is passed over: no model may have that name", str(model))
-    return []
+        logger.warning("%a is passed over: %s", str(model), reason)
 
 
 def _folders(parent: Path) -> list[Path]:
-    """The folders in `parent`: none if it is not a folder, has just vanished, or is not for us (ext4's lost+found)."""
+    """The folders in `parent`: none if it is not a folder, or has just vanished."""
     try:
         return [each for each in parent.iterdir() if each.is_dir()]
-    except (NotADirectoryError, FileNotFoundError, PermissionError):
+    except (NotADirectoryError, FileNotFoundError):
         return []
 
 

@@ -190,3 +190,77 @@ def test_an_interrupt_keeps_what_was_done(colour_repository: Path, tmp_path: Pat
     done = hiera_serve("classify", folder, "--output", output, model_repository=colour_repository)
     assert done.returncode == 0
     assert len(results(output.read_text())) == 3000
+
+
+def test_what_never_ends_or_is_too_large_is_a_line_like_any_other(colour_repository: Path, tmp_path: Path) -> None:
+    """A pipe that nobody writes to would hold the run for ever, and not even Ctrl-C would end it."""
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    (tmp_path / "c.jpg").write_bytes(image_of(BLUE))
+    with (tmp_path / "d.jpg").open("wb") as huge:
+        huge.truncate(3 << 30)
+    done = hiera_serve("classify", tmp_path, "--json", model_repository=colour_repository, max_image_bytes=100_000)
+    given = results(done.stdout)
+    assert given["a.jpg"]["error"] == given["b.jpg"]["error"]
+    assert given["a.jpg"]["error"] == {"code": "unreadable_file", "detail": "it is no regular file"}
+    assert top(given["c.jpg"]) == "blue"
+    assert given["d.jpg"]["error"] == {
+        "code": "limit_exceeded",
+        "detail": "the file has 3,221,225,472 bytes; at most 100,000 are accepted",
+    }
+    alone = hiera_serve("classify", tmp_path / "a.jpg", model_repository=colour_repository)
+    assert (alone.returncode, alone.stderr) == (1, f"hiera-serve: {tmp_path / 'a.jpg'}: it is no regular file\n")
+
+
+def test_names_of_any_kind_take_a_line_each(colour_repository: Path, tmp_path: Path) -> None:
+    for name in ("a\nb.jpg", "c\x1b[31m.jpg", "é.jpg"):
+        (tmp_path / name).write_bytes(image_of(RED))
+    too_long = tmp_path / ("x" * 300 + ".jpg")
+    done = hiera_serve("classify", tmp_path, too_long, model_repository=colour_repository)
+    names = [line.rpartition("/")[2].partition(":")[0] for line in done.stdout.splitlines()]
+    assert names == ["a\\nb.jpg", "c\\x1b[31m.jpg", "é.jpg", too_long.name]
+    assert "File name too long" in done.stdout
+
+
+def test_a_named_model_takes_the_files_of_its_task(colour_repository: Path, folder: Path) -> None:
+    words = ("classify", folder, "--model", "colours", "--json", "--top-k", 1)
+    given = results(hiera_serve(*words, model_repository=colour_repository).stdout)
+    assert sorted(given) == ["a.PNG", "b.jpg", "c.jpg", "d.jpg"]
+
+
+def test_a_full_disk_is_said_in_one_line(colour_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(image_of(RED))
+    command = [sys.executable, "-m", "app.cli", "classify", str(tmp_path), str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=command_environment(model_repository=colour_repository),
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["hiera-serve: the output cannot be written: No space left on device"]
+
+
+def test_folders_that_may_not_be_read_are_said(colour_repository: Path, tmp_path: Path) -> None:
+    shut = tmp_path / "files" / "shut"
+    shut.mkdir(parents=True)
+    for place in (shut, shut.parent):
+        (place / "a.jpg").write_bytes(image_of(RED))
+    shut.chmod(0)
+    rights = "-dac_override,-dac_read_search"  # by which root reads all
+    setpriv = ["setpriv", "--bounding-set", rights, "--inh-caps", rights] if os.geteuid() == 0 else []
+    files = map(str, (shut, shut.parent, shut / "a.jpg"))
+    command = [*setpriv, sys.executable, "-m", "app.cli", "classify", *files]
+    environment = command_environment(model_repository=colour_repository)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    shut.chmod(0o700)
+    refused = "it cannot be read: Permission denied"
+    assert [line.partition(" 9")[0] for line in done.stdout.splitlines()] == [
+        f"{shut}: {refused}",
+        f"{shut.parent / 'a.jpg'}: red",
+        f"{shut}: {refused}",
+        f"{shut / 'a.jpg'}: {refused}",
+    ]
+    assert done.returncode == 1

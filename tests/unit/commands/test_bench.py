@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import json
+import os
 import socket
 import threading
 from array import array
@@ -173,3 +174,16 @@ def test_an_address_where_nobody_listens_is_said_in_one_line() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(Unavailable, match=f"http://127.0.0.1:{port} does not answer: .*refused"):
         bench.run(arguments("--url", f"http://127.0.0.1:{port}"))
+
+
+def test_nothing_to_measure_is_refused(url: str) -> None:
+    with pytest.raises(InvalidParameter, match="nothing is to be measured"):
+        bench.run(arguments("--url", url, "--connections", "0"))
+    assert bench.run(arguments("--url", url, "--connections", "0", "--rates", "20")) == 0
+
+
+def test_a_file_s_name_need_not_be_text(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = Path(os.fsdecode(bytes(tmp_path) + b'/\xff"\r\n.jpg'))
+    photo.write_bytes(b"pixels")
+    assert bench.run(arguments(str(photo), "--url", url, "--connections", "1", "--rates", "none")) == 0
+    assert '\\udcff"\\r\\n.jpg' in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,16 @@ import pytest
 from app.commands import many_files
 from app.commands.classify import _print_lines, files_of
 from app.commands.many_files import Answer, ManyFiles
-from app.errors import BrokenMedia, DeadlineExceeded, EngineError, EngineLost, HieraError, InvalidParameter, Overloaded
+from app.errors import (
+    BrokenMedia,
+    DeadlineExceeded,
+    EngineError,
+    EngineLost,
+    HieraError,
+    InvalidParameter,
+    LimitExceeded,
+    Overloaded,
+)
 from app.media.shared import SharedBytes
 from app.serving.results import ClassifyOptions
 from app.settings import Settings
@@ -190,3 +200,34 @@ def test_each_task_has_its_model_loaded_once(core: FakeCore, tmp_path: Path) -> 
     core.closed = 0
     classify(paths[:1], ClassifyOptions(model="named"), default_image_model="mine")
     assert core.loaded == [("image", "named")]
+
+
+def test_a_machine_without_room_is_waited_for_and_in_the_end_said(
+    core: FakeCore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that could not be opened for want of descriptors is sound: it must not be written down as unreadable."""
+    paths = files(tmp_path, b"a")
+    refusals = [OSError(errno.EMFILE, "Too many open files") for _ in range(3)]
+    opened = Path.open
+
+    def open_later(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path in paths and refusals:
+            raise refusals.pop(0)
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_later)
+    assert classify(paths)[0].outcome == SimpleNamespace(content=b"a")
+    assert not refusals
+    core.closed = 0
+    monkeypatch.setattr(many_files, "_NO_ROOM_S", 0.1)
+    refusals += [OSError(errno.EMFILE, "Too many open files") for _ in range(10_000)]
+    with pytest.raises(Overloaded, match="there is no room for another file: Too many open files"):
+        classify(paths)
+    assert core.open == 0
+
+
+def test_a_file_that_grows_beyond_the_limit_is_read_no_further(core: FakeCore, tmp_path: Path) -> None:
+    """What `stat` says of it may be old, or nothing: /proc's files have no size."""
+    (answer,) = classify([Path("/proc/self/mountinfo")], max_image_bytes=16)
+    assert isinstance(answer.outcome, LimitExceeded)
+    assert core.open == 0

@@ -45,3 +45,6 @@ def test_flags_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_from(parser().parse_args(["--port", "2", "--access-log", "false"]))
     assert (settings.port, settings.access_log) == (2, False)
     assert settings_from(parser().parse_args([])).port == 1
+    monkeypatch.setenv("HIERA_HOST", "127.0.0.1")
+    unset = settings_from(parser().parse_args(["--host", "", "--port", ""]))  # as of --host "$UNSET"
+    assert (unset.host, unset.port) == ("127.0.0.1", 1)

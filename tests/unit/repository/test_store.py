@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +170,24 @@ def test_a_link_to_a_device_is_no_regular_file_either(make_package: MakePackage)
     assert fingerprint(path) is None
     with pytest.raises(PackageError, match=r"model\.json: cannot be read \(it is no regular file\)"):
         open_package(path)
+
+
+def test_a_model_that_may_not_be_read_is_said_once(
+    make_package: MakePackage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported by root, served by another user: without a word the server would be ready, and know no such model."""
+    root = make_package("model")
+    make_package("other")
+    (root / "lost+found").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name in ("model", "lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert found(root) == found(root) == [("other", 1)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"'{root / 'model'}' is passed over: it may not be read by this user"
+    ]

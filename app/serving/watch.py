@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.errors import HieraError, PackageError
@@ -101,7 +101,9 @@ class RepositoryWatch:
             self._known.pop(name, None)
             self._act("unload", name)
         for name, now in seen.items():
-            if now != self._known.get(name) and now == self._before.get(name):
+            if self._known.get(name) == replace(now, orphaned=True):
+                self._known[name] = now  # that a version of those on disk serves again is no news of its files
+            elif now != self._known.get(name) and now == self._before.get(name):
                 self._known[name] = now
                 self._act("load", name, now.version)
         self._before, self._missing = seen, missing

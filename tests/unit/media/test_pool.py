@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import io
+import itertools
 import os
 import random
 import signal
@@ -19,6 +21,7 @@ from processes import open_descriptors
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable, UnsupportedMedia
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
+from app.media.messages import JobHeader, Outcome, Ready
 from app.media.pool import MOST_CODEC_THREADS, MediaPool
 from app.media.process import FORK_SERVER_COMMAND, WorkerProcess
 from app.media.shared import KEPT_BUFFERS, SMALL_FILE_BYTES, SharedBytes
@@ -170,6 +173,22 @@ def test_a_lone_video_has_all_codec_threads_and_videos_beside_each_other_have_on
     run(scene)
 
 
+def test_a_video_that_others_wait_behind_has_one_codec_thread() -> None:
+    async def scene() -> None:
+        async with a_pool(codec_threads=7) as (pool, _):
+            leaving = asyncio.ensure_future(order(pool, "hang", CLIP))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            behind = [asyncio.ensure_future(order(pool, "threads", CLIP, within_s)) for within_s in (50.0, 60.0)]
+            await until(lambda: pool.pending("video") == 2)
+            leaving.cancel()
+            rows = await asyncio.gather(*behind)
+            assert [decoded.info.format for decoded in rows] == ["1", "7"]
+            for decoded in rows:
+                decoded.close()
+
+    run(scene)
+
+
 def test_codec_threads_are_bounded_since_all_of_them_need_memory() -> None:
     async def scene() -> None:
         async with a_pool(codec_threads=96) as (pool, _):
@@ -257,26 +276,28 @@ def test_a_job_that_is_nearly_done_when_its_caller_leaves_costs_no_worker() -> N
     run(scene)
 
 
-def test_an_outcome_that_crosses_its_callers_leaving_is_released() -> None:
+@pytest.mark.parametrize("what", ["sleep:0.02", "broken"])
+def test_an_outcome_that_crosses_its_callers_leaving_is_released(what: str) -> None:
     async def scene() -> None:
         async with a_pool() as (pool, _):
             (await order(pool, "fill:1")).close()
             before = open_descriptors()
             for _ in range(20):
-                leaving = asyncio.ensure_future(order(pool, "sleep:0.02"))
+                leaving = asyncio.ensure_future(order(pool, what))
                 await asyncio.sleep(0)
                 assert pool.worker_states["busy"] == 1
                 while pool.worker_states["busy"] == 1:
                     await asyncio.sleep(0)  # until the turn of the loop in which the outcome is there but not yet taken
                 leaving.cancel()
                 await asyncio.wait([leaving])
+                assert leaving.cancelled()
             gc.collect()
             assert open_descriptors() == before
 
     run(scene)
 
 
-def test_closing_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+def test_closing_finishes_what_was_accepted_and_refuses_the_rest(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with a_pool() as (pool, _):
             accepted = [asyncio.ensure_future(order(pool, "sleep:0.1")) for _ in range(3)]
@@ -291,6 +312,7 @@ def test_closing_finishes_what_was_accepted_and_refuses_the_rest() -> None:
             assert not children()
 
     run(scene)
+    assert "not done within" not in caplog.text
 
 
 def test_closing_ends_what_does_not_finish_in_time() -> None:
@@ -398,19 +420,90 @@ def test_an_upload_that_was_closed_already_is_refused_at_once() -> None:
     run(scene)
 
 
-def test_each_codec_thread_may_take_the_time_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    headers: list[Any] = []
+@pytest.fixture
+def headers(monkeypatch: pytest.MonkeyPatch) -> list[JobHeader]:
+    """Those of the jobs that workers are given, as they are given them."""
+    sent: list[JobHeader] = []
     send = WorkerProcess.send
 
-    def watched(self: WorkerProcess, header: Any, *rest: Any) -> None:
-        headers.append(header)
+    def watched(self: WorkerProcess, header: JobHeader, *rest: Any) -> None:
+        sent.append(header)
         send(self, header, *rest)
 
     monkeypatch.setattr(WorkerProcess, "send", watched)
+    return sent
 
+
+def test_each_codec_thread_may_take_the_time_of_a_job(headers: list[JobHeader]) -> None:
     async def scene() -> None:
         async with a_pool(codec_threads=7, video_timeout_s=30.0) as (pool, _):
             (await order(pool, "fill:1", CLIP)).close()
 
     run(scene)
-    assert (headers[0].threads, headers[0].cpu_s) == (7, pytest.approx(7 * 30.0))
+    assert headers[0].threads == 7
+    assert headers[0].cpu_s == pytest.approx(7 * 30.0)
+
+
+def test_a_job_may_take_the_processor_for_as_long_as_it_may_run_on_after_its_deadline(headers: list[JobHeader]) -> None:
+    async def scene() -> None:
+        async with a_pool(image_timeout_s=600.0, abandoned_grace_s=200.0) as (pool, _):
+            for within_s in (300.0, 500.0):
+                (await order(pool, "fill:1", within_s=within_s)).close()
+
+    run(scene)
+    assert 400 < headers[0].cpu_s <= 500  # the rest is what it took to hand it over
+    assert headers[1].cpu_s == 600
+
+
+def test_the_time_of_one_job_does_not_run_on_into_the_next() -> None:
+    async def scene() -> None:
+        async with a_pool(image_timeout_s=2.0) as (pool, counts):
+            for _ in range(5):
+                (await order(pool, "sleep:0.5")).close()
+            assert not counts.restarts
+
+    run(scene)
+
+
+def test_a_job_that_nobody_waits_for_runs_no_longer_than_any_other() -> None:
+    async def scene() -> None:
+        async with a_pool(image_timeout_s=1.0, abandoned_grace_s=3600.0) as (pool, counts):
+            leaving = asyncio.ensure_future(order(pool, "hang"))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            leaving.cancel()
+            await until(lambda: counts.restarts == {"abandoned": 1})
+
+    run(scene)
+
+
+@pytest.mark.parametrize("claimed_s", [1e9, -1e9])
+def test_no_worker_makes_the_server_believe_that_it_took_longer_than_it_did(
+    claimed_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = WorkerProcess.receive
+
+    def lying(self: WorkerProcess) -> Ready | Outcome | None:
+        reply = receive(self)
+        return dataclasses.replace(reply, decode_s=claimed_s) if isinstance(reply, Outcome) else reply
+
+    monkeypatch.setattr(WorkerProcess, "receive", lying)
+
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            started = time.monotonic()
+            with await order(pool, "sleep:0.01") as decoded:
+                assert 0 <= decoded.decode_s <= time.monotonic() - started
+                assert (decoded.decode_s > 0) == (claimed_s > 0)
+
+    run(scene)
+
+
+def test_jobs_are_numbered_anew_once_no_larger_number_fits_into_a_message() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            pool._groups["image"]._numbers = itertools.count((1 << 32) - 1)
+            for value in (1, 2):
+                with await order(pool, f"fill:{value}") as decoded:
+                    assert (decoded.rows == value).all()
+
+    run(scene)

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, order, run, until, workers
 from processes import open_descriptors
+from scarcity import descriptors_left
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Overloaded, Unavailable
 from app.media.limits import MediaLimits
@@ -184,11 +185,49 @@ def test_a_job_that_the_kernel_cannot_carry_costs_no_worker(monkeypatch: pytest.
         async with a_pool() as (pool, counts):
             with monkeypatch.context() as full:
                 full.setattr(WorkerProcess, "send", no_memory)
+                before = open_descriptors()
                 with pytest.raises(Overloaded):
                     await order(pool, "fill:1")
+                assert open_descriptors() == before
+            assert pool.worker_states == {"starting": 0, "idle": 2, "busy": 0}
             with await order(pool, "fill:2") as decoded:
                 assert (decoded.rows == 2).all()
             assert not counts.restarts
+
+    run(scene)
+
+
+def test_a_job_that_there_is_no_memory_for_costs_no_worker() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, counts):
+            with descriptors_left(0), pytest.raises(Overloaded):
+                await order(pool, "fill:1")
+            assert pool.worker_states == {"starting": 0, "idle": 2, "busy": 0}
+            with await order(pool, "fill:2") as decoded:
+                assert (decoded.rows == 2).all()
+            assert not counts.restarts
+
+    run(scene)
+
+
+def test_a_job_whose_worker_is_killed_is_done_by_one_that_is_idle_where_no_other_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_room(_: ForkServer) -> WorkerProcess:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    async def scene() -> None:
+        async with a_pool(image_workers=2) as (pool, counts):
+            with await order(pool, "fill:1") as decoded:
+                victim = decoded.info.width
+            job = asyncio.ensure_future(order(pool, "sleep:0.5", within_s=20.0))  # goes to whoever was idle last
+            await until(lambda: pool.worker_states["busy"] == 1)
+            with monkeypatch.context() as full:
+                full.setattr(ForkServer, "fork", no_room)
+                os.kill(victim, signal.SIGKILL)
+                with await job as decoded:
+                    assert decoded.info.width != victim
+            assert counts.restarts == {"killed": 1}
 
     run(scene)
 
@@ -206,6 +245,7 @@ def test_a_decoders_bug_is_the_files_fault_to_the_caller_and_an_error_in_the_log
     with caplog.at_level(logging.ERROR):
         run(scene)
     assert "RuntimeError: a decoder" in caplog.text
+    assert all("\n" not in record.getMessage() for record in caplog.records)  # a file's author forges no line of it
 
 
 def test_workers_that_end_at_their_start_again_and_again_make_the_pool_unavailable() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pool_scenes import HOSTILE_WORKER, a_pool, children, order, run, until, workers
 
-from app.errors import BrokenMedia
+from app.errors import BrokenMedia, Unavailable
 from app.media import sandbox
 from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
@@ -64,6 +64,45 @@ def test_a_pool_starts_with_fewer_workers_where_no_more_can_be_had(tmp_path: Pat
     async def scene() -> None:
         async with asyncio.timeout(60), a_pool(image_workers=2, command=command_of(tmp_path, one_alone)) as (pool, _):
             (await order(pool, "fill:1")).close()
+
+    run(scene)
+
+
+def test_a_pool_has_started_when_each_of_its_workers_has(tmp_path: Path) -> None:
+    one_is_late = (
+        "import time\nfork, forks = os.fork, []\ndef late():\n    forks.append(1)\n    pid = fork()\n"
+        "    if pid == 0 and len(forks) == 2: time.sleep(0.3)\n    return pid\nos.fork = late"
+    )
+
+    async def scene() -> None:
+        async with a_pool(image_workers=2, command=command_of(tmp_path, one_is_late)) as (pool, _):
+            assert pool.worker_states == {"starting": 0, "idle": 3, "busy": 0}
+
+    run(scene)
+
+
+def test_whoever_waits_for_the_start_of_a_pool_that_is_closed_meanwhile_is_told() -> None:
+    ends_when_it_is_told_to_kill = (
+        "import socket, sys\nchannel = socket.socket(fileno=int(sys.argv[1]))\n"
+        "for what in ('the settings', 'fork', 'kill'): channel.recv(65536)"
+    )
+
+    async def scene() -> None:
+        pool = MediaPool(
+            image_workers=1,
+            video_workers=1,
+            limits=MediaLimits(),
+            worker_memory_bytes=1 << 30,
+            image_timeout_s=1.0,
+            video_timeout_s=1.0,
+            command=(sys.executable, "-c", ends_when_it_is_told_to_kill),
+        )
+        starting = asyncio.ensure_future(pool.start())
+        await until(lambda: len(children()) == 2)
+        await pool.close(0.0)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await asyncio.wait_for(starting, 20.0)
+        assert not children()
 
     run(scene)
 

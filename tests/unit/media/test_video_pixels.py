@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -19,7 +21,8 @@ from pictures import quarters, scene
 from PIL import Image
 
 from app.media.limits import MediaLimits
-from app.media.spec import VideoSpec
+from app.media.scaler import FrameScaler
+from app.media.spec import Interpolation, VideoSpec
 from app.media.video import decode_video
 
 # libswscale converts unscaled YUV 4:2:0 with a small bias, which the textbook's full-size frames have and scaled ones
@@ -174,6 +177,34 @@ def test_a_matrix_that_libswscale_refuses_is_read_as_the_nearest(named: int, rea
     assert (odd == known).all()
 
 
+def test_the_matrices_that_libswscale_knows_are_told_apart() -> None:
+    """BT.709, FCC, SMPTE 240M and BT.2020; the others are BT.601, as is what is read where none is named."""
+
+    def read_as(named: int) -> NDArray[np.uint8]:
+        frame = VideoFrame(64, 64, "yuv420p")
+        for plane, level in zip(frame.planes, (100, 90, 180), strict=True):
+            plane.update(bytes([level]) * plane.buffer_size)
+        frame.colorspace = named
+        return FrameScaler("bilinear").scale(frame, 32, 32)
+
+    for named in (NAMED_709, 4, 7, 9):
+        assert (read_as(named) != read_as(UNNAMED)).any(), named
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_frames_are_scaled_as_the_model_asks_for(interpolation: Interpolation) -> None:
+    data = write(Clip(frames=1, width=640, height=360, draw=a_scene, options={"crf": "10"}))
+    with av.open(io.BytesIO(data), "r") as container:
+        frame = next(container.decode(video=0))
+    image = Image.fromarray(frame.to_ndarray(format="rgb24").astype(np.uint8))
+    row = FrameScaler(interpolation).scale(frame, 80, 45).astype(np.int64)
+    off = {
+        name: np.abs(row - np.asarray(image.resize((80, 45), resample)).astype(np.int64)).mean()
+        for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC))
+    }
+    assert min(off, key=lambda name: off[name]) == interpolation, off
+
+
 def two_moments(number: int, width: int, height: int) -> NDArray[np.uint8]:
     """A bar that moves between the two fields of a frame, and has edges in each."""
     picture = np.zeros((height, width, 3), np.uint8)
@@ -198,6 +229,26 @@ def test_a_frame_of_two_fields_is_taken_as_one_picture(size: tuple[int, int]) ->
     assert marked == [False, True]
     plain, interlaced = (decode(data, spec(96, 96)) for data in clips)
     assert (plain == interlaced).all()
+
+
+def test_frames_of_two_fields_may_change_their_size_and_their_format_on_the_way() -> None:
+    kept = FrameScaler("bilinear")
+    for width, height, pixels in ((320, 240, "yuv420p"), (96, 96, "yuv420p"), (96, 96, "yuv444p")):
+        clip = Clip(frames=2, width=width, height=height, pixel_format=pixels, draw=two_moments)
+        plain, interlaced = (
+            next(frames_of(write(dataclasses.replace(clip, options={"qp": "0", "x264-params": fields}))))
+            for fields in ("interlaced=0", "interlaced=1")
+        )
+        assert interlaced.interlaced_frame
+        expected = FrameScaler("bilinear").scale(plain, 64, 64)
+        assert (kept.scale(interlaced, 64, 64) == expected).all()
+        interlaced.time_base = Fraction(0)  # which stands for none
+        assert (FrameScaler("bilinear").scale(interlaced, 64, 64) == expected).all()
+
+
+def frames_of(data: bytes) -> Iterator[VideoFrame]:
+    with av.open(io.BytesIO(data), "r") as container:
+        yield from container.decode(video=0)
 
 
 def test_red_is_first() -> None:

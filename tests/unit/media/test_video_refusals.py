@@ -127,9 +127,11 @@ def test_a_video_cut_off_after_the_clip_is_served(tmp_path: Path) -> None:
     assert numbers == [read_number(frame) for frame in decode(data)[0]]
 
 
-def test_an_mp4_without_its_index_says_so() -> None:
-    data = write(Clip(frames=60))
-    with pytest.raises(BrokenMedia, match="the mp4 file's index is missing or damaged: the upload may be incomplete"):
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+def test_an_mp4_without_its_index_says_so(container: str) -> None:
+    data = write(Clip(container, frames=60))
+    words = f"the {container} file's index is missing or damaged: the upload may be incomplete"
+    with pytest.raises(BrokenMedia, match=words):
         decode(data[: len(data) - 2500])
 
 

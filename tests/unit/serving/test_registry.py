@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,6 +195,7 @@ def test_no_demo_answers_for_the_default_while_models_are_loaded(
         time.sleep(0.001)
     with pytest.raises(Unavailable, match="being loaded"):
         registry.get("image", None)
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "load-real"] == [True]
     registry.get("image", "demo").release()
     loading.open()
     loader.join(PATIENCE_S)
@@ -214,6 +218,91 @@ def test_a_default_that_is_not_there_is_said_at_the_start_and_to_who_relies_on_i
         registry.get("image", None)
     with pytest.raises(UnknownModel, match="there is no model named modle"):
         registry.get("image", "modle")
+
+
+def test_a_default_whose_manifest_cannot_be_read_is_not_said_to_be_missing(
+    make_package: MakePackage, make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_package("model")
+    (root / "model" / "1" / "model.json").write_text("{")
+    make_registry(defaults={"image": "model"}).load_all()
+    assert "model version 1 is not served" in caplog.text
+    assert "HIERA_DEFAULT_IMAGE_MODEL" not in caplog.text
+
+
+def test_what_was_measured_is_kept_in_the_cache_folder(
+    tmp_path: Path, make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model")
+    options = EngineOptions(name="onnxruntime", threads=1, max_batch=4, cache_dir=tmp_path / "cache")
+    make_registry(engine_options=options).load_all()
+    assert [file.suffix for file in (tmp_path / "cache" / "measured").iterdir()] == [".json"]
+
+
+def test_at_the_start_the_log_traces_what_nobody_expected_and_only_that(
+    make_package: MakePackage,
+    make_registry: MakeRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_package("bad", wrong_golden=True)
+    make_package("odd")
+
+    def open_oddly(path: store.PackagePath) -> store.Package:
+        if path.name == "odd":
+            raise RuntimeError("no memory at /a/place")
+        return store.open_package(path)
+
+    monkeypatch.setattr(registry_module, "open_package", open_oddly)
+    registry = make_registry()
+    registry.load_all()
+    said = {record.getMessage().split()[0]: record for record in caplog.records if "is not served" in record.msg}
+    assert said.keys() == {"bad", "odd"}
+    assert not said["bad"].exc_info
+    assert said["odd"].exc_info
+    reason = status_of(registry, "odd").reason
+    assert reason == "version 1 was refused: its engine failed; the server's log says how"
+
+
+def test_a_version_that_gave_way_leaves_nothing_for_the_garbage_collector(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[store.Package]] = []
+
+    def open_noted(path: store.PackagePath) -> store.Package:
+        package = store.open_package(path)
+        opened.append(weakref.ref(package))
+        return package
+
+    monkeypatch.setattr(registry_module, "open_package", open_noted)
+    make_package("model", 1)
+    make_package("model", 2, wrong_golden=True)
+    registry = make_registry()
+    logging.disable(logging.CRITICAL)  # pytest keeps what the log is told
+    gc.collect()
+    gc.disable()
+    try:
+        registry.load_all()
+        assert [package() is None for package in opened] == [True, False]
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
+def test_strangers_read_no_path_of_the_repository_by_either_of_its_names(
+    tmp_path: Path, make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, link = make_package("model"), tmp_path / "link"
+    link.symlink_to(root)
+
+    def refuse(path: store.PackagePath) -> store.Package:
+        raise PackageError(f"{path.folder}: is not {path.folder.resolve()}/model.onnx")
+
+    monkeypatch.setattr(registry_module, "open_package", refuse)
+    registry = make_registry(link)
+    registry.load_all()
+    reason = status_of(registry, "model").reason
+    assert reason == "version 1 was refused: model/1: is not model/1/model.onnx"
 
 
 def test_noop_is_loud(make_package: MakePackage, make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture) -> None:

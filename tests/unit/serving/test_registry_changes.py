@@ -18,8 +18,11 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 
 from app.engines.base import Engine
 from app.engines.factory import create_engine
-from app.errors import ChangeRefused, Unavailable, UnknownModel
+from app.errors import ChangeRefused, EngineError, Unavailable, UnknownModel
+from app.repository.store import Package, PackagePath
 from app.serving import proven
+from app.serving import registry as registry_module
+from app.serving.deployment import Deployment, ServingOptions
 
 
 def test_a_new_version_takes_over_and_the_old_one_finishes_what_it_holds(
@@ -93,6 +96,91 @@ def test_a_swap_says_what_it_did_and_a_second_one_finds_nothing_to_do(
     assert registry.load("model").outcome == "unchanged"
 
 
+def test_a_change_waits_no_longer_than_its_bound_for_what_it_takes_out_of_service(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[float] = []
+    close = Deployment.close
+
+    def noted(deployment: Deployment, timeout_s: float) -> bool:
+        bounds.append(timeout_s)
+        return close(deployment, 0.0)
+
+    monkeypatch.setattr(Deployment, "close", noted)
+    make_package("model", 1)
+    registry = make_registry(options=ServingOptions(warmup_budget_s=0.05, drain_s=7.5))
+    registry.load_all()
+    for version in (1, 2):
+        held = registry.get("image", "model")
+        began = time.monotonic()
+        if version == 1:
+            make_package("model", 2)
+            change = registry.load("model")
+        else:
+            change = registry.unload("model")
+        took = time.monotonic() - began
+        assert (change.replaced, change.drained) == (version, False)
+        assert 0 < change.ready_s + change.drain_s <= took  # one after the other
+        held.release()
+    assert bounds == [7.5, 7.5]
+
+
+def test_a_model_that_failed_is_unloaded_and_nothing_is_said_to_have_served(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    make_package("model", wrong_golden=True)
+    registry = make_registry()
+    registry.load_all()
+    assert status_of(registry, "model").manifest is not None
+    change = registry.unload("model")
+    assert (change.outcome, change.version, change.replaced, change.drained) == ("unloaded", None, None, True)
+    assert registry.models() == []
+
+
+def test_a_repository_that_has_gone_refuses_a_change(make_package: MakePackage, make_registry: MakeRegistry) -> None:
+    root = make_package("model")
+    registry = make_registry()
+    registry.load_all()
+    root.rename(root.with_name("gone"))
+    with pytest.raises(ChangeRefused, match="no such folder"):
+        registry.load("model")
+    assert answer(registry, "model") >= 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "traced"),
+    [
+        (RuntimeError("no thread"), "RuntimeError: no thread", True),
+        (EngineError("no kernel in /opt/engine"), "no kernel in /opt/engine", False),
+    ],
+)
+def test_who_asked_for_a_change_hears_what_failed_and_strangers_hear_that_it_did(
+    make_package: MakePackage,
+    make_registry: MakeRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    said: str,
+    traced: bool,
+) -> None:
+    make_package("model", 1)
+    registry = make_registry()
+    registry.load_all()
+    make_package("model", 2)
+
+    def fail(path: PackagePath) -> Package:
+        raise error
+
+    monkeypatch.setattr(registry_module, "open_package", fail)
+    with pytest.raises(ChangeRefused) as refused:
+        registry.load("model")
+    assert str(refused.value) == f"model version 2 is refused: {said}"
+    reason = status_of(registry, "model").reason
+    assert reason == "version 2 was refused: its engine failed; the server's log says how"
+    traces = [record for record in caplog.records if record.exc_info]
+    assert [record.getMessage() for record in traces] == ["model version 2 cannot be loaded"] * traced
+
+
 def test_a_version_can_be_asked_for_and_one_that_is_not_there_is_named(
     make_package: MakePackage, make_registry: MakeRegistry
 ) -> None:
@@ -136,7 +224,11 @@ def test_the_server_stays_ready_while_a_further_model_is_loaded(
     loading = threading.Thread(target=registry.load, args=("second",))
     loading.start()
     gate.wait_entered()
-    assert status_of(registry, "second").state == "loading"
+    status = status_of(registry, "second")
+    assert (status.state, status.version) == ("loading", 1)
+    assert status.manifest is not None  # what it will be is known before its engine is there
+    with pytest.raises(UnknownModel, match="task image, not video"):
+        registry.get("video", "second")
     assert registry.unready_reason() is None
     assert answer(registry) == answer(registry, "first")
     with pytest.raises(Unavailable, match="being loaded"):
@@ -244,12 +336,16 @@ def test_what_was_replaced_or_unloaded_gives_its_memory_back_without_the_garbage
 
 def test_a_closed_registry_changes_nothing(make_package: MakePackage, make_registry: MakeRegistry) -> None:
     make_package("model")
+    before = threading.enumerate()
     registry = make_registry()
     registry.load_all()
+    (supervisor,) = [each for each in threading.enumerate() if each.name == "supervisor" and each not in before]
     registry.close(PATIENCE_S)
+    assert not supervisor.is_alive()
     for change in (registry.load, registry.unload):
-        with pytest.raises(Unavailable, match="shutting down"):
-            change("model")
+        for name in ("model", "nothing"):
+            with pytest.raises(Unavailable, match="shutting down"):
+                change(name)
 
 
 def test_a_failed_model_can_be_mended_and_loaded(make_package: MakePackage, make_registry: MakeRegistry) -> None:

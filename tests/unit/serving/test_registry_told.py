@@ -15,7 +15,7 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 
 from app.engines.base import Engine
 from app.engines.factory import create_engine
-from app.errors import ChangeRefused, Unavailable
+from app.errors import ChangeRefused, EngineError, Unavailable
 from app.serving import proven
 from app.serving.observer import SilentObserver
 from app.telemetry.metrics import Metrics
@@ -178,3 +178,59 @@ def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
     assert answer(registry) >= 0
     assert registry.hopeless_reason() is None
     gate.open()
+
+
+def test_an_engine_that_hangs_while_its_version_is_drained_is_given_up(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, stuck, built = Gate(), threading.Event(), 0
+
+    def create(name: str, *args: object) -> Engine:
+        nonlocal built
+        built += 1
+        engine = create_engine(name, *args)  # type: ignore[arg-type]
+        if built == 1:
+            stop_runs(engine, gate, stuck, monkeypatch)
+        return engine
+
+    monkeypatch.setattr(proven, "create_engine", create)
+    make_package("model", 1)
+    registry = make_registry(options=WATCHFUL)
+    registry.load_all()
+    held = registry.get("image", "model")
+    make_package("model", 2)
+    swap = threading.Thread(target=registry.load, args=("model",))
+    swap.start()
+    end = time.monotonic() + PATIENCE_S
+    while status_of(registry, "model").version != 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    stuck.set()
+    rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(EngineError, match="the engine stopped answering"):
+        asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    held.release()
+    swap.join(PATIENCE_S)
+    assert not swap.is_alive()
+    gate.open()
+
+
+def test_telemetry_hears_of_an_unload_before_the_last_request_is_answered(
+    make_package: MakePackage, make_registry: MakeRegistry
+) -> None:
+    gone = threading.Event()
+
+    class Watcher(SilentObserver):
+        def version_gone(self, model: str, version: int) -> None:
+            gone.set()
+
+    make_package("model")
+    registry = make_registry(observer=Watcher())
+    registry.load_all()
+    held = registry.get("image", "model")
+    unload = threading.Thread(target=registry.unload, args=("model",))
+    unload.start()
+    assert gone.wait(PATIENCE_S)
+    assert unload.is_alive()
+    held.release()
+    unload.join(PATIENCE_S)
+    assert not unload.is_alive()

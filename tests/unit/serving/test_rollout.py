@@ -14,7 +14,7 @@ from serving_fakes import PATIENCE_S
 
 from app.engines.factory import EngineOptions
 from app.errors import ChangeRefused, UnknownModel
-from app.serving.changes import Change, Order, Report
+from app.serving.changes import Action, Change, Order, Outcome, Report
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.rollout import Rollout
@@ -140,7 +140,117 @@ def test_the_log_names_who_changed_what(
         ("alice", "load", "model", "request-1"),
         ("bob", "unload", "none", "request-2"),
     ]
-    assert (fields[0]["version"], fields[0]["replaced"]) == (2, 1)
+    assert (fields[0]["version"], fields[0]["replaced"], fields[0]["wanted_version"]) == (2, 1, 2)
+    assert "wanted_version" not in fields[1]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        ("loaded", "model is loaded"),
+        ("swapped", "model is swapped"),
+        ("unchanged", "model serves already"),
+        ("unloaded", "model is unloaded"),
+    ],
+)
+def test_the_log_says_what_became_of_an_order_and_how_long_it_took(
+    make_package: MakePackage,
+    open_office: Callable[[], Office],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    said: str,
+) -> None:
+    caplog.set_level(logging.INFO, "hiera.admin")
+    make_package("model")
+    office = open_office()
+    change = Change("model", outcome, 2, replaced=1, ready_s=1.23456, drain_s=2.34567, drained=False)
+    monkeypatch.setattr(office.registry, "load", lambda name, version: change)
+    monkeypatch.setattr(office.registry, "unload", lambda name: change)
+    action: Action = "unload" if outcome == "unloaded" else "load"
+    assert office.rollout.perform(Order(action, "op", "model")) == Report(changes=(change,))
+    (record,) = [record for record in caplog.records if record.name == "hiera.admin"]
+    assert record.getMessage() == said
+    assert record.__dict__["fields"] == {
+        "key": "op",
+        "action": action,
+        "model": "model",
+        "version": 2,
+        "replaced": 1,
+        "ready_s": 1.235,
+        "drain_s": 2.346,
+        "drained": False,
+    }
+
+
+def test_the_version_that_an_order_names_is_loaded(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model", 1)
+    make_package("model", 2)
+    office = open_office()
+    (change,) = office.rollout.perform(Order("load", "op", "model", 1)).changes
+    assert (change.outcome, change.version) == ("swapped", 1)
+    assert office.served() == {"model": 1}
+
+
+def test_what_a_reload_does_is_logged_as_its_callers(
+    make_package: MakePackage, open_office: Callable[[], Office], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hiera.admin")
+    make_package("model")
+    office = open_office()
+    make_package("new")
+    office.rollout.perform(Order("reload", "alice", request_id="request-1"))
+    (record,) = [record for record in caplog.records if record.name == "hiera.admin"]
+    fields = record.__dict__["fields"]
+    assert (fields["key"], fields["model"], fields["request_id"]) == ("alice", "new", "request-1")
+
+
+def test_the_log_keeps_the_beginning_of_a_name_that_a_caller_made_up(
+    make_package: MakePackage, open_office: Callable[[], Office], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_package("model")
+    office = open_office()
+    with pytest.raises(UnknownModel):
+        office.rollout.perform(Order("unload", "op", "n" * 1000))
+    (record,) = [record for record in caplog.records if record.name == "hiera.admin"]
+    assert record.__dict__["fields"]["model"] == "n" * 128
+
+
+def test_a_survey_tells_what_serves_from_what_was_refused(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    root = make_package("model", 1)
+    make_package("model", 2, wrong_golden=True)
+    make_package("wrong", wrong_golden=True)
+    (root / "unreadable" / "1").mkdir(parents=True)
+    office = open_office()
+    model, unreadable, wrong = office.rollout.perform(SURVEY).standings
+    assert (model.version, model.state, model.fingerprint) == (1, "ready", model.on_disk[0].fingerprint)
+    assert [each.serves for each in model.on_disk] == [True, False]
+    assert "version 2 was refused" in (model.reason or "")
+    for standing in (unreadable, wrong):
+        assert (standing.version, standing.state, standing.fingerprint) == (1, "failed", None)
+        assert [each.serves for each in standing.on_disk] == [False]
+        assert "version 1 was refused" in (standing.reason or "")
+    assert unreadable.on_disk[0].fingerprint is None  # as that of what serves in its place, which is nothing
+    assert office.pending() == {"model": "swap", "unreadable": "load", "wrong": "load"}
+
+
+def test_a_refusal_names_no_version_where_none_serves(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model")
+    root = make_package("hidden", wrong_golden=True)
+    make_package("wrong", wrong_golden=True)
+    office = open_office()
+    shutil.rmtree(root / "hidden" / "1")
+    changes = office.rollout.perform(RELOAD).changes
+    assert [(change.name, change.outcome, change.version) for change in changes] == [
+        ("hidden", "refused", None),
+        ("wrong", "refused", None),
+    ]
 
 
 def test_changes_take_turns_and_are_carried_out_though_who_wanted_them_leaves(
@@ -224,6 +334,52 @@ def test_a_change_under_way_is_carried_through_when_its_caller_leaves(
     held.release()
     wait_for_changes()
     assert office.registry.models() == []
+
+
+def test_what_goes_wrong_with_an_order_is_its_callers_to_hear(
+    make_package: MakePackage, open_office: Callable[[], Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_package("model")
+    office = open_office()
+
+    async def administer(order: Order) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await office.rollout.administer(order)
+
+    with pytest.raises(UnknownModel, match="there is no model named nothing"):
+        asyncio.run(administer(Order("unload", "op", "nothing")))
+
+    def fail(name: str) -> Change:
+        raise RuntimeError("no thread to be had")
+
+    monkeypatch.setattr(office.registry, "unload", fail)
+    with pytest.raises(RuntimeError, match="no thread to be had"):
+        asyncio.run(administer(Order("unload", "op", "model")))
+
+
+def test_a_change_that_nobody_waits_for_any_more_ends_in_silence_and_keeps_no_process_from_ending(
+    make_package: MakePackage, open_office: Callable[[], Office]
+) -> None:
+    make_package("model")
+    office = open_office()
+    held = office.registry.get("image", "model")
+    troubles: list[object] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
+        change = asyncio.create_task(office.rollout.administer(Order("unload", "op", "model")))
+        while office.served():
+            await asyncio.sleep(0.001)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+        assert [thread.daemon for thread in threading.enumerate() if thread.name == "model-change"] == [True]
+        held.release()
+        await asyncio.to_thread(wait_for_changes)
+        await asyncio.sleep(0)  # what the change had for the loop came before the end of its thread
+
+    asyncio.run(scenario())
+    assert office.registry.models() == []
+    assert troubles == []
 
 
 def wait_for_changes() -> None:

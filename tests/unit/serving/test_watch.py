@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 from serving_fakes import PATIENCE_S
 
 from app.engines.factory import EngineOptions
+from app.errors import ChangeRefused
 from app.serving.changes import Order, Report
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.rollout import Rollout
+from app.serving.status import ModelStatus
 from app.serving.watch import RepositoryWatch
 
 MakePackage = Callable[..., Path]
@@ -87,6 +91,53 @@ def test_a_new_package_is_loaded_once_it_holds_still_and_once_only(
     assert post.served() == {"model": 1, "new": 1}
 
 
+@pytest.mark.parametrize("sign", ["size", "time", "inode"])
+def test_one_sign_that_a_file_has_changed_is_enough(
+    make_package: MakePackage, start: Callable[[], Post], sign: str
+) -> None:
+    make_package("model")
+    post = start()
+    graph = post.root / "model" / "1" / "model.onnx"
+    before = graph.stat()
+    if sign == "size":
+        with graph.open("ab") as file:
+            file.write(b"more")
+    elif sign == "inode":
+        copy = post.root.parent / "copy"
+        copy.write_bytes(graph.read_bytes())
+        copy.replace(graph)
+    moved_ns = 10**9 if sign == "time" else 0
+    os.utime(graph, ns=(before.st_atime_ns, before.st_mtime_ns + moved_ns))
+    after = graph.stat()
+    signs = {"size": "st_size", "time": "st_mtime_ns", "inode": "st_ino"}
+    assert [each for each, field in signs.items() if getattr(before, field) != getattr(after, field)] == [sign]
+    assert post.looks() == [("load", "model", 1)]
+
+
+def test_what_versions_share_and_what_lies_deeper_counts_and_lower_versions_do_not(
+    make_package: MakePackage, start: Callable[[], Post]
+) -> None:
+    make_package("model", 1)
+    make_package("model", 2)
+    post = start()
+    folder = post.root / "model"
+    os.utime(folder / "labels.txt", (0, 0))
+    assert post.looks() == [("load", "model", 2)]
+    (folder / "2" / "more").mkdir()
+    (folder / "2" / "more" / "weights").touch()
+    assert post.looks() == [("load", "model", 2)]
+    os.utime(folder / "1" / "model.onnx", (0, 0))
+    assert post.looks(3) == []
+
+
+def test_a_link_to_nowhere_among_the_files_stops_no_look(make_package: MakePackage, start: Callable[[], Post]) -> None:
+    make_package("model")
+    post = start()
+    (post.root / "model" / "1" / "link").symlink_to("nowhere")
+    make_package("new")
+    assert post.looks(3) == [("load", "new", 1)]
+
+
 def test_a_new_version_and_a_package_replaced_under_its_number_are_swapped(
     make_package: MakePackage, start: Callable[[], Post]
 ) -> None:
@@ -145,7 +196,7 @@ def test_a_bad_package_is_refused_and_logged_once_and_tried_again_when_it_change
 
 
 def test_a_removed_folder_unloads_its_model_when_it_is_still_gone_at_the_next_look(
-    make_package: MakePackage, start: Callable[[], Post]
+    make_package: MakePackage, start: Callable[[], Post], caplog: pytest.LogCaptureFixture
 ) -> None:
     make_package("model")
     make_package("other")
@@ -160,9 +211,23 @@ def test_a_removed_folder_unloads_its_model_when_it_is_still_gone_at_the_next_lo
     assert post.served() == {"model": 1}
     make_package("other")
     assert post.looks(2) == [("load", "other", 1)]
+    assert "cannot be followed" not in caplog.text
 
 
-def test_the_version_below_comes_back_when_the_one_that_serves_is_removed(
+def test_a_model_that_was_unloaded_comes_back_with_the_very_files_that_it_had(
+    make_package: MakePackage, start: Callable[[], Post]
+) -> None:
+    make_package("model")
+    make_package("other")
+    post = start()
+    aside = post.root.parent / "aside"
+    (post.root / "other").rename(aside)
+    assert post.looks(3) == [("unload", "other", None)]
+    aside.rename(post.root / "other")
+    assert post.looks(3) == [("load", "other", 1)]
+
+
+def test_the_version_below_comes_back_once_when_the_one_that_serves_is_removed(
     make_package: MakePackage, start: Callable[[], Post]
 ) -> None:
     make_package("model", 1)
@@ -170,8 +235,79 @@ def test_the_version_below_comes_back_when_the_one_that_serves_is_removed(
     post = start()
     assert post.served() == {"model": 2}
     shutil.rmtree(post.root / "model" / "2")
-    assert post.looks(3) == [("load", "model", 1)]
+    assert post.looks(6) == [("load", "model", 1)]
     assert post.served() == {"model": 1}
+
+
+def test_what_an_admin_chose_after_a_version_was_removed_stays_until_that_is_removed_too(
+    make_package: MakePackage, start: Callable[[], Post]
+) -> None:
+    for version in (1, 2, 3):
+        make_package("model", version)
+    post = start()
+    shutil.rmtree(post.root / "model" / "3")
+    assert post.looks(2) == [("load", "model", 2)]
+    post.registry.load("model", 1)
+    assert post.looks(4) == []
+    assert post.served() == {"model": 1}
+    shutil.rmtree(post.root / "model" / "1")
+    assert post.looks(6) == [("load", "model", 2)]
+    assert post.served() == {"model": 2}
+
+
+def test_a_refused_version_that_is_removed_is_no_news_of_the_one_above_it(
+    make_package: MakePackage, start: Callable[[], Post]
+) -> None:
+    for version in (1, 2):
+        make_package("model", version, wrong_golden=True)
+    make_package("other")
+    post = start()
+    with pytest.raises(ChangeRefused):
+        post.registry.load("model", 1)
+    shutil.rmtree(post.root / "model" / "1")
+    assert post.looks(4) == []
+
+
+def test_a_trouble_that_comes_again_is_said_again(
+    make_package: MakePackage, start: Callable[[], Post], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_package("model")
+    make_package("other")
+    post = start()
+    folder, aside = post.root / "model", post.root.parent / "aside"
+    for times in (1, 2):
+        folder.rename(aside)
+        folder.mkdir()
+        assert post.looks(3) == []
+        assert caplog.text.count("cannot be followed") == times
+        folder.rmdir()
+        aside.rename(folder)
+        assert post.looks(3) == []
+
+
+def test_a_repository_that_was_empty_from_the_start_is_no_trouble(
+    make_package: MakePackage, start: Callable[[], Post], caplog: pytest.LogCaptureFixture
+) -> None:
+    post = start()
+    assert post.looks(3) == []
+    make_package("model")
+    assert post.looks(3) == [("load", "model", 1)]
+    assert "cannot be followed" not in caplog.text
+
+
+def test_a_model_whose_manifest_is_missing_for_a_while_serves_on_without_a_complaint(
+    make_package: MakePackage, start: Callable[[], Post], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_package("model")
+    make_package("other")
+    post = start()
+    manifest, aside = post.root / "model" / "1" / "model.json", post.root.parent / "aside"
+    manifest.rename(aside)
+    assert post.looks(3) == []
+    aside.rename(manifest)
+    assert post.looks(3) == []  # it is the very file
+    assert post.served() == {"model": 1, "other": 1}
+    assert "cannot be followed" not in caplog.text
 
 
 @pytest.mark.parametrize("vanish", [True, False])
@@ -298,3 +434,49 @@ def test_a_server_that_started_without_a_repository_takes_it_up_when_it_comes(
     watch.look()
     assert registry.unready_reason() is None
     registry.close(PATIENCE_S)
+
+
+class Ticks(threading.Event):
+    """Notes how long the watch waits between two looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: set[float | None] = set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.add(timeout)
+        return super().wait(timeout)
+
+
+def test_it_looks_at_its_interval_in_spite_of_every_trouble_until_it_is_stopped(
+    make_package: MakePackage,
+    start: Callable[[], Post],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_package("model")
+    post = start()
+    watch = RepositoryWatch(post.registry, post.rollout, post.root, interval_s=0.001)
+    watch.note()
+    watch._stop = ticks = Ticks()
+    make_package("new")
+    models, troubles = post.registry.models, [RuntimeError("no memory")] * 3
+
+    def fail_at_first() -> list[ModelStatus]:
+        if troubles:
+            raise troubles.pop()
+        return models()
+
+    monkeypatch.setattr(post.registry, "models", fail_at_first)
+    watch.start()
+    [thread] = [each for each in threading.enumerate() if each.name == "watch-repository"]
+    assert thread.daemon  # a process ends without waiting for a look at a disk that hangs
+    end = time.monotonic() + PATIENCE_S
+    while "new" not in {status.name for status in models() if status.state == "ready"} and time.monotonic() < end:
+        time.sleep(0.001)
+    watch.stop()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert post.served() == {"model": 1, "new": 1}
+    assert ticks.waits == {0.001}
+    assert caplog.text.count("cannot be followed: RuntimeError: no memory") == 1

@@ -131,7 +131,9 @@ class ManyFiles:
             try:
                 return await attempt()
             except Overloaded as error:
-                if isinstance(error.__cause__, OSError) and time.monotonic() > ends:
+                if not isinstance(error.__cause__, OSError):
+                    ends = time.monotonic() + _NO_ROOM_S
+                elif time.monotonic() > ends:
                     reason = error.__cause__.strerror or error.__cause__
                     raise Overloaded(f"there is no room for another file: {reason}", retry_after_s=0.0) from error
                 await asyncio.sleep(_TRY_AGAIN_S)

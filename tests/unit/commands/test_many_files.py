@@ -25,7 +25,7 @@ from app.errors import (
     LimitExceeded,
     Overloaded,
 )
-from app.media.shared import SharedBytes
+from app.media.shared import SharedBytes, no_room
 from app.serving.results import ClassifyOptions
 from app.settings import Settings
 
@@ -224,6 +224,15 @@ def test_a_machine_without_room_is_waited_for_and_in_the_end_said(
     with pytest.raises(Overloaded, match="there is no room for another file: Too many open files"):
         classify(paths)
     assert core.open == 0
+
+
+def test_a_long_wait_for_others_is_not_counted_as_a_machine_without_room(
+    core: FakeCore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_files, "_NO_ROOM_S", 0.2)
+    core.refusals = [Overloaded("full", retry_after_s=9.0) for _ in range(20)]  # 0.4 s at the least
+    core.refusals.append(no_room(OSError(errno.EMFILE, "Too many open files")))
+    assert classify(files(tmp_path, b"a"))[0].outcome == SimpleNamespace(content=b"a")
 
 
 def test_a_file_that_grows_beyond_the_limit_is_read_no_further(core: FakeCore, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 VIDEO_FORMATS = ("MP4", "MOV", "MKV", "WebM", "AVI", "GIF")
 
 _HEAD_BYTES = 512
+_MOST_BOXES = 1000  # side by side; a file has a handful
 _HEIF_TABLES_BYTES = 64 * 1024  # a photo of 48 megapixels in tiles has 10 KB of them
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for tabs and line ends
 
@@ -136,6 +137,21 @@ def webp_size(data: Data) -> tuple[int, int] | None:
             width, height = struct.unpack_from("<HH", head, 26)
             return width & 0x3FFF, height & 0x3FFF
     return None
+
+
+def ends_within_a_box(data: Data) -> bool:
+    """Whether an ISO base media file (ISO/IEC 14496-12, section 4.2) is cut short: its last box claims more bytes."""
+    view, at = memoryview(data), 0
+    for _ in range(_MOST_BOXES):
+        size = int.from_bytes(view[at : at + 4], "big")
+        if size == 1:  # it follows in 64 bits
+            size = int.from_bytes(view[at + 8 : at + 16], "big")
+        if size < 8:  # 0 is as far as the file goes; less than its own header is damage
+            return False
+        at += size
+        if at >= len(view):
+            break
+    return at > len(view)
 
 
 def lacks_hevc(data: Data) -> bool:

@@ -122,6 +122,8 @@ def _decode_with_pillow(
 ) -> DecodeInfo:
     width, height = (name == "webp" and formats.webp_size(data)) or (0, 0)
     limits.check_image(width, height)
+    if name == "heic" and formats.ends_within_a_box(data):  # libheif leaves tiles that are missing empty
+        raise BrokenMedia(f"the {name} image is cut short: the upload may be incomplete")
     try:
         with _quiet(), BufferedReader(MemoryFile(data)) as file, Image.open(file, formats=(_PLUGINS[name],)) as image:
             limits.check_image(*image.size)

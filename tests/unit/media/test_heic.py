@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import av
 import numpy as np
@@ -114,6 +115,21 @@ def test_a_table_that_names_no_picture_is_damage() -> None:
         decode(HEIC.replace(b"pitm", b"free"))
 
 
-def test_a_photo_cut_short_is_called_so() -> None:
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": 256}])
+@pytest.mark.parametrize("left", [20, 200, -20_000, -1])
+def test_a_photo_cut_short_is_called_so(tiles: dict[str, int], left: int) -> None:
+    """Of tiles, those that are there would be shown, beside black ones, as if nothing were amiss."""
+    data = encode(scene(700, 500), "HEIF", **tiles)
     with pytest.raises(BrokenMedia, match="the heic image is cut short: the upload may be incomplete"):
-        decode(HEIC[: len(HEIC) // 2])
+        decode(data[:left])
+
+
+def test_boxes_may_be_of_any_form_that_the_standard_has() -> None:
+    at = HEIC.index(b"mdat") - 4
+    to_the_end = HEIC[:at] + bytes(4) + HEIC[at + 4 :]
+    assert (decode(to_the_end) == decode(HEIC)).all()
+    assert (decode(HEIC + b"\0\0\0\x08free" + b"\0" * 5) == decode(HEIC)).all()  # and what some programs leave behind
+    large = HEIC + struct.pack(">I4sQ", 1, b"free", 1 << 40)
+    with pytest.raises(BrokenMedia, match="cut short"):
+        decode(large)
+    assert (decode(large[:-8] + struct.pack(">Q", 16)) == decode(HEIC)).all()

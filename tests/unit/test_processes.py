@@ -262,6 +262,7 @@ def test_a_worker_that_does_not_end_when_it_is_told_to_is_killed(
     assert asyncio.run(scenario()) == 0
     assert [process.returncode for _, process in sleepers] == [-signal.SIGKILL] * 2
     assert caplog.text.count("did not end in time and is killed") == 2
+    assert "Exception" not in caplog.text
 
 
 def test_a_worker_that_ends_in_a_drain_is_no_loss(

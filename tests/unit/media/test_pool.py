@@ -457,7 +457,7 @@ def test_a_job_may_take_the_processor_for_as_long_as_it_may_run_on_after_its_dea
 
 def test_the_time_of_one_job_does_not_run_on_into_the_next() -> None:
     async def scene() -> None:
-        async with a_pool(image_timeout_s=2.0) as (pool, counts):
+        async with asyncio.timeout(60), a_pool(image_timeout_s=2.0) as (pool, counts):
             for _ in range(5):
                 (await order(pool, "sleep:0.5")).close()
             assert not counts.restarts

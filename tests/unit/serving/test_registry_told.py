@@ -206,12 +206,14 @@ def test_an_engine_that_hangs_while_its_version_is_drained_is_given_up(
         time.sleep(0.001)
     stuck.set()
     rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(EngineError, match="the engine stopped answering"):
-        asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
-    held.release()
+    try:
+        with pytest.raises(EngineError, match="the engine stopped answering"):
+            asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    finally:
+        held.release()
+        gate.open()
     swap.join(PATIENCE_S)
     assert not swap.is_alive()
-    gate.open()
 
 
 def test_telemetry_hears_of_an_unload_before_the_last_request_is_answered(
@@ -229,8 +231,10 @@ def test_telemetry_hears_of_an_unload_before_the_last_request_is_answered(
     held = registry.get("image", "model")
     unload = threading.Thread(target=registry.unload, args=("model",))
     unload.start()
-    assert gone.wait(PATIENCE_S)
-    assert unload.is_alive()
-    held.release()
+    try:
+        assert gone.wait(PATIENCE_S)
+        assert unload.is_alive()
+    finally:
+        held.release()
     unload.join(PATIENCE_S)
     assert not unload.is_alive()

@@ -118,6 +118,7 @@ class ExecutionContext:
         self.strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         self.memory = 0
         self.profile = 0
+        self.streams: set[int] = set()  # that it was given
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
         self.fails_with = ""
@@ -133,6 +134,7 @@ class ExecutionContext:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert not self._shape, "shapes are those of the profile before"
+        self.streams.add(stream)
         self.profile = profile
         return True
 
@@ -146,6 +148,7 @@ class ExecutionContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.streams.add(stream)
         if self.fails_with:
             self._engine.logger.log(Severity.ERROR, self.fails_with)
             return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from app.processes import EngineHost
 from app.serving.admission import InFlight
 from app.serving.board import AdmissionBoard
 from app.serving.changes import Order
+from app.serving.wire import State
 from app.settings import Settings
 
 PATIENCE_S = 20.0
@@ -187,6 +190,7 @@ def seat(host: EngineHost, workers: list[StillWorker]) -> None:
         (1.0, [True, False, False]),  # asked each second
         (25.0, [False, False, False]),  # the whole server stood still for 24 s
         (6.0, [True, False, False]),  # a short stop spares nobody who was silent for long enough besides
+        (9.0, [False, False, False]),  # and the others for as long as it was
     ],
 )
 def test_silence_counts_only_while_somebody_asks(told_s: float, killed: list[bool], tmp_path: Path) -> None:
@@ -236,16 +240,19 @@ def test_a_fault_of_the_hosts_own_tasks_ends_it_and_is_logged(
     assert "can't start new thread" in caplog.text
 
 
-def test_a_worker_that_does_not_end_when_it_is_told_to_is_killed(
+def test_a_server_ends_although_its_workers_do_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     sleepers: list[tuple[socket.socket, subprocess.Popen[bytes]]],
 ) -> None:
     monkeypatch.setattr(processes, "_CLEAN_UP_S", 0.0)
-    settings = Settings(
-        http_workers=2, model_repository=tmp_path, shutdown_grace_seconds=0.0, shutdown_timeout_seconds=0.01
-    )
+    bounds: dict[str, Any] = {"shutdown_grace_seconds": 0.0, "shutdown_timeout_seconds": 0.01}
+    settings = Settings(http_workers=2, model_repository=tmp_path, watch_seconds=60.0, **bounds)
+    of_others = set(threading.enumerate())
+
+    def watches() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "watch-repository" and each not in of_others]
 
     async def scenario() -> int:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -254,8 +261,10 @@ def test_a_worker_that_does_not_end_when_it_is_told_to_is_killed(
             async with asyncio.timeout(PATIENCE_S):
                 running = asyncio.create_task(host.run())
                 await until(lambda: all(place.process for place in host._places))
+                await until(lambda: bool(watches()))
                 host._drain.signalled(signal.SIGTERM)
                 status = await running
+                await until(lambda: not watches())
             os.close(host._board)
             return status
 
@@ -276,8 +285,17 @@ def test_a_worker_that_ends_in_a_drain_is_no_loss(
         keeper = asyncio.create_task(host._keep(host._places[0]))
         await until(lambda: host._places[0].process is not None)
         host._begin_drain()
-        sleepers[0][1].terminate()
+        session = host._places[0].session
+        assert session is not None
+        session.serving = True
+        theirs, process = sleepers[0]
+        theirs.shutdown(socket.SHUT_RDWR)
+        await until(lambda: not session.serving)  # it has been heard to hang up
+        for _ in range(10):
+            await asyncio.sleep(0)
+        process.terminate()
         await keeper
+        assert process.returncode == -signal.SIGTERM  # it had all the time that it needed
         assert host._places[0].losses == 0
 
     hosting(tmp_path, scene)
@@ -313,19 +331,23 @@ def test_a_worker_is_lost_once_it_hangs_up_or_its_process_ends(
     monkeypatch: pytest.MonkeyPatch,
     sleepers: list[tuple[socket.socket, subprocess.Popen[bytes]]],
 ) -> None:
+    monkeypatch.setattr(processes, "_FIRST_PAUSE_S", 0.01)
+
     async def scene(host: EngineHost) -> None:
         monkeypatch.setattr(host, "_spawn", never_ends(sleepers))
         keeper = asyncio.create_task(host._keep(host._places[0]))
-        await until(lambda: bool(sleepers))
-        theirs, process = sleepers[0]
-        if ends == "channel":
-            theirs.shutdown(socket.SHUT_RDWR)
-        else:  # while something that it has left behind has the channel still
-            process.terminate()
-        await until(lambda: host._places[0].losses == 1)
-        assert process.returncode == (-signal.SIGKILL if ends == "channel" else -signal.SIGTERM)
-        theirs.setblocking(False)
-        assert theirs.recv(1) == b""
+        for lost in (1, 2):  # the second takes over the descriptors of the first
+            await until(lambda lost=lost: len(sleepers) == lost)  # type: ignore[misc]
+            theirs, process = sleepers[-1]
+            if ends == "channel":
+                theirs.shutdown(socket.SHUT_RDWR)
+            else:  # while something that it has left behind has the channel still
+                process.terminate()
+            await until(lambda lost=lost: host._places[0].losses == lost)  # type: ignore[misc]
+            assert process.returncode == (-signal.SIGKILL if ends == "channel" else -signal.SIGTERM)
+            theirs.setblocking(False)
+            assert theirs.recv(1) == b""
+            theirs.close()
         host._draining.set()
         await keeper
 
@@ -362,6 +384,19 @@ def test_a_worker_that_cannot_be_watched_is_not_left_running(tmp_path: Path, mon
     hosting(tmp_path, scene)
 
 
+@contextlib.contextmanager
+def input_from(path: Path) -> Iterator[None]:
+    """Have `path` as this process's standard input."""
+    kept, other = os.dup(0), os.open(path, os.O_RDONLY)
+    os.dup2(other, 0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(other)
+
+
 def test_a_worker_is_started_apart_from_the_terminal_with_the_hosts_code_and_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +412,8 @@ def test_a_worker_is_started_apart_from_the_terminal_with_the_hosts_code_and_pat
 
     async def scene(host: EngineHost) -> None:
         before = open_descriptors()
-        channel, process, watch = host._spawn(0)
+        with input_from(there):
+            channel, process, watch = host._spawn(0)
         try:
             assert process.wait(PATIENCE_S) == 0
         finally:
@@ -480,6 +516,7 @@ def test_a_change_is_answered_once_every_worker_that_serves_has_taken_it_in(
 ) -> None:
     monkeypatch.setattr(processes, "_REPORT_TIMEOUT_S", 3600.0)
     order: Any = "an order"
+    let_go: list[tuple[int, int]] = []
 
     async def obey(given: Order) -> Any:
         return f"done: {given}"
@@ -489,6 +526,7 @@ def test_a_change_is_answered_once_every_worker_that_serves_has_taken_it_in(
         seat(host, [serving, starting])
         monkeypatch.setattr(host._rollout, "administer", obey)
         monkeypatch.setattr(host._table, "refresh", lambda: True)
+        monkeypatch.setattr(host._table, "let_go", lambda: let_go.append((serving.shown, starting.shown)))
         change = asyncio.create_task(host._administer(order))
         await until(lambda: bool(serving.shown_when_asked))
         for _ in range(10):
@@ -497,6 +535,7 @@ def test_a_change_is_answered_once_every_worker_that_serves_has_taken_it_in(
         serving.reported.set_result(None)
         assert str(await change) == "done: an order"
         assert (serving.shown_when_asked, starting.shown_when_asked) == ([1], [])
+        assert let_go == [(1, 1)]  # what is no longer in the table, once all have been shown that
 
     hosting(tmp_path, scene)
 
@@ -512,6 +551,30 @@ def test_a_worker_that_does_not_report_is_not_waited_for_without_end(
         await host._hear_all()
         assert worker.shown_when_asked == [0]
 
+    hosting(tmp_path, scene)
+
+
+def test_the_workers_are_told_of_a_turn_at_once_and_asked_every_so_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [State("not yet", None, {})]
+
+    async def scene(host: EngineHost) -> None:
+        worker = StillWorker()
+        seat(host, [worker])
+        monkeypatch.setattr(host._table, "state", lambda _: states[-1])
+        host._state, host._told = states[0], time.monotonic()
+        looking = asyncio.create_task(host._look())
+        await until(lambda: host._accepting)  # it has looked once
+        assert worker.asked == 0
+        for turns, state in enumerate((State(None, None, {}), State(None, "hopeless", {})), start=1):
+            states.append(state)
+            await until(lambda turns=turns: worker.asked == turns)  # type: ignore[misc]
+        monkeypatch.setattr(processes, "_BEAT_S", 0.0)
+        await until(lambda: worker.asked >= 4)
+        await stop(looking)
+
+    monkeypatch.setattr(processes, "_BEAT_S", 3600.0)
     hosting(tmp_path, scene)
 
 

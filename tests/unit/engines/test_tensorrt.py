@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tensorrt_double
 from feature_graph import add_features, features_in
 from host_device import HostDevice
+from onnx import TensorProto
 
 from app.engines.base import Graph, StagingEngine, feature_dim, features_of
 from app.engines.onnxruntime import OnnxRuntimeEngine
@@ -82,6 +85,39 @@ def test_a_plan_whose_features_are_no_float32_rows_is_refused(make_graph: MakeGr
     write_plan(graph)
     with pytest.raises(PackageError, match=r"not float32 \[n, D\]"):
         build(graph)
+    graph = add_features(make_graph(), TensorProto.UINT8)
+    write_plan(graph)
+    with pytest.raises(PackageError, match=r"not float32 \[n, D\]"):
+        build(graph)
+
+
+def test_a_plan_with_further_tensors_is_refused(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    model = onnx.load(graph)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["n", 3]))
+    onnx.save(model, graph)
+    write_plan(graph)
+    with pytest.raises(PackageError, match="has the tensors mean, probabilities, rows, not rows, probabilities and"):
+        build(graph)
+
+
+def test_a_plan_of_other_kinds_of_numbers_is_refused(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    model = onnx.load(graph)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.save(model, graph)
+    write_plan(graph)
+    with pytest.raises(PackageError, match=r"takes DataType.FLOAT rows .*, not uint8"):
+        build(graph)
+    graph = make_graph()
+    model = onnx.load(graph)
+    model.graph.node[-1].output[0] = "exact"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["exact"], ["probabilities"], to=TensorProto.UINT8))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save(model, graph)
+    write_plan(graph)
+    with pytest.raises(PackageError, match=r"gives DataType.UINT8 .* and float32 \(5,\)"):
+        build(graph)
 
 
 def test_it_answers_as_the_graph_does_at_every_batch_size_and_each_time(make_graph: MakeGraph) -> None:
@@ -94,9 +130,14 @@ def test_it_answers_as_the_graph_does_at_every_batch_size_and_each_time(make_gra
     for seed, n in enumerate((1, 2, 3, 5, 8, 3, 1)):
         rows = draw(n, seed)
         if seed % 2:
+            device.log.clear()
             engine.stage(rows)
+            assert device.log == ["upload"]  # while the batch before runs
         np.testing.assert_allclose(engine.run(rows), plain.run(rows), atol=1e-6)
-    assert device.log.count("record") == 4  # sizes 1, 2, 4 and 8
+    assert len({number for kind, number in device.held if kind == "recorded"}) == 4  # sizes 1, 2, 4 and 8
+    for context in engine._contexts.values():
+        assert context.streams == {engine._pipeline.stream}
+    assert engine.empty_rows(3).shape == (3, *ROW)
     engine.close()
     assert not device.held
 
@@ -106,7 +147,7 @@ def test_it_says_what_it_is(make_graph: MakeGraph) -> None:
     write_plan(graph)
     engine = build(graph)
     assert (engine.info.name, engine.info.precision, engine.info.device) == ("tensorrt", "bf16", "cuda:0")
-    assert "tensorrt 11.9.0.1, sm_90" in engine.info.detail
+    assert engine.info.detail == "tensorrt 11.9.0.1, sm_90, the host's memory, CUDA graphs"
     assert engine.max_batch == 8  # the plan's, where settings allow more
     assert json.loads(engine.layers(tensorrt_double)) == {"Layers": ["fused"]}
 
@@ -157,6 +198,16 @@ def test_a_plan_for_another_gpu_release_or_flavour_is_named_and_never_loaded(
         find_plan(graph, KEY)
 
 
+def test_all_plans_of_other_machines_are_named(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    for architecture in ("sm_89", "sm_120", "sm_80"):
+        write_plan(graph, PlanKey(architecture, "tensorrt", "11.9.0.1"))
+    with pytest.raises(EngineUnavailable) as refused:
+        find_plan(graph, KEY)
+    names = [f"{architecture}-tensorrt-11.9.0.1.plan" for architecture in ("sm_120", "sm_80", "sm_89")]
+    assert f"(there are {', '.join(names)})" in str(refused.value)
+
+
 def test_a_plan_under_a_false_name_is_refused_by_its_record(make_graph: MakeGraph) -> None:
     graph = make_graph()
     write_plan(graph, key=KEY)
@@ -199,6 +250,16 @@ def test_a_plan_that_was_changed_is_never_given_to_tensorrt(make_graph: MakeGrap
 def test_a_record_that_cannot_be_read_is_refused(make_graph: MakeGraph, text: str) -> None:
     graph = make_graph()
     record_file(write_plan(graph)).write_text(text)
+    with pytest.raises(PackageError, match="cannot be read as the record of a plan"):
+        find_plan(graph, KEY)
+
+
+def test_a_record_of_another_schema_or_none_at_all_is_refused(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    plan = write_plan(graph, schema_version=2)
+    with pytest.raises(PackageError, match=r"as the record of a plan \(schema version 2, not 1\)"):
+        find_plan(graph, KEY)
+    record_file(plan).unlink()
     with pytest.raises(PackageError, match="cannot be read as the record of a plan"):
         find_plan(graph, KEY)
 
@@ -253,6 +314,123 @@ def test_a_plan_that_takes_no_batch_of_a_size_is_not_begun_with(make_graph: Make
     with pytest.raises(EngineError, match=r"takes no batch of 16 rows.*outside of the profile"):
         build(graph, device)
     assert not device.held
+
+
+class Refusals:
+    """Stand for the method of a context, or of the engine, that says no."""
+
+    @staticmethod
+    def create_execution_context(engine: Any, how: Any) -> None:
+        engine.logger.log(tensorrt_double.Severity.ERROR, "no room for what it computes in")
+
+    @staticmethod
+    def set_optimization_profile_async(context: Any, profile: int, stream: int) -> bool:
+        return False
+
+    @staticmethod
+    def set_tensor_address(context: Any, name: str, address: int) -> bool:
+        return name != "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "kind", "said"),
+    [
+        ("CudaEngine", "create_execution_context", EngineOutOfMemory, "cuda:0 has no room for the plan .no room for"),
+        ("ExecutionContext", "set_optimization_profile_async", EngineError, "takes no batch of 1 rows"),
+        ("ExecutionContext", "set_tensor_address", EngineError, "does not take the address of probabilities"),
+    ],
+)
+def test_what_tensorrt_says_no_to_is_not_begun_with(
+    make_graph: MakeGraph,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: str,
+    method: str,
+    kind: type[EngineError],
+    said: str,
+) -> None:
+    graph = make_graph()
+    write_plan(graph)
+    monkeypatch.setattr(getattr(tensorrt_double, owner), method, getattr(Refusals, method))
+    device = HostDevice()
+    with pytest.raises(kind, match=said):
+        build(graph, device)
+    assert not device.held
+
+
+def test_whatever_goes_wrong_at_the_beginning_nothing_is_kept(
+    make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = make_graph()
+    write_plan(graph)
+
+    def fail(*_: object) -> None:
+        raise TypeError("incompatible function arguments")  # as bindings of another release may say
+
+    monkeypatch.setattr(tensorrt_double.CudaEngine, "create_execution_context", fail)
+    device = HostDevice()
+    with pytest.raises(TypeError):
+        build(graph, device)
+    assert not device.held
+
+
+def test_the_device_is_chosen_before_a_plan_is_put_on_it_and_no_empty_memory_is_asked_for(
+    make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(HostDevice):
+        used = False
+
+        def use(self) -> None:
+            self.used = True
+
+        def allocate(self, nbytes: int) -> int:
+            assert nbytes > 0  # CUDA gives no address for that
+            return super().allocate(nbytes)
+
+    graph = make_graph()
+    write_plan(graph)
+    device, deserialize = Strict(), tensorrt_double.Runtime.deserialize_cuda_engine
+
+    def small(runtime: tensorrt_double.Runtime, plan: bytes) -> tensorrt_double.CudaEngine | None:
+        assert device.used
+        engine = deserialize(runtime, plan)
+        assert engine is not None
+        engine.device_memory_size_v2 = 0
+        return engine
+
+    monkeypatch.setattr(tensorrt_double.Runtime, "deserialize_cuda_engine", small)
+    engine = build(graph, device)
+    assert engine.run(draw(2)).shape == (2, 5)
+    engine.close()
+    assert not device.held
+
+
+def test_it_ends_what_was_recorded_then_the_contexts_then_their_memory_and_keeps_no_plan(
+    make_graph: MakeGraph,
+) -> None:
+    ended: list[object] = []
+
+    class Noting(HostDevice):
+        def end_recorded(self, recorded: int) -> None:
+            ended.append("recorded")
+            super().end_recorded(recorded)
+
+        def free(self, address: int) -> None:
+            ended.append(address)
+            super().free(address)
+
+    graph = make_graph()
+    write_plan(graph, batches=(1, 2))
+    engine = build(graph, Noting())
+    for n in (1, 2):
+        engine.run(draw(n))
+    memory = engine._memory
+    for context in engine._contexts.values():
+        weakref.finalize(context, ended.append, "context")
+    weakref.finalize(engine._engine, ended.append, "plan")
+    del context
+    engine.close()
+    order = [each for each in ended if each in ("recorded", "context", memory, "plan")]
+    assert order == ["recorded", "recorded", "context", "context", memory, "plan"]
 
 
 def test_each_size_has_a_context_of_its_own_and_all_share_one_memory(make_graph: MakeGraph) -> None:

@@ -125,6 +125,28 @@ def test_a_change_waits_no_longer_than_its_bound_for_what_it_takes_out_of_servic
     assert bounds == [7.5, 7.5]
 
 
+def test_freed_memory_is_handed_back_once_the_old_version_has_ended(
+    make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    close = Deployment.close
+
+    def noted(deployment: Deployment, timeout_s: float) -> bool:
+        drained = close(deployment, timeout_s)
+        happened.append(f"version {deployment.model.version} ended")
+        return drained
+
+    monkeypatch.setattr(Deployment, "close", noted)
+    monkeypatch.setattr(registry_module, "give_back_freed_memory", lambda: happened.append("handed back"))
+    make_package("model", 1)
+    registry = make_registry()
+    registry.load_all()
+    make_package("model", 2)
+    registry.load("model")
+    registry.unload("model")
+    assert happened == ["version 1 ended", "handed back", "version 2 ended", "handed back"]
+
+
 def test_a_model_that_failed_is_unloaded_and_nothing_is_said_to_have_served(
     make_package: MakePackage, make_registry: MakeRegistry
 ) -> None:

@@ -86,17 +86,17 @@ def build_plan(package: Package, request: PlanRequest, say: Callable[[str], None
         if lines:
             plan.with_name(plan.name + ".log").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial = plan.with_name(f".{plan.name}.part")
-    partial.write_bytes(serialized)
-    record = PlanRecord(
-        key=key,
-        precision=package.manifest.precision,
-        batches=batches,
-        sources=graph_sources(package.graph),
-        sha256=file_sha256(partial),
-        gpu=device.description if device else "",
-        check=None,
-    )
     try:
+        partial.write_bytes(serialized)
+        record = PlanRecord(
+            key=key,
+            precision=package.manifest.precision,
+            batches=batches,
+            sources=graph_sources(package.graph),
+            sha256=file_sha256(partial),
+            gpu=device.description if device else "",
+            check=None,
+        )
         if device is not None:
             record = _checked(package, partial, record, trt, device, say)
         record_file(plan).write_text(record.to_json(), encoding="utf-8")

@@ -192,7 +192,8 @@ def _build_all(package: Package, names: list[str], options: EngineOptions) -> tu
             passed[name], details[name] = build_proven(package, name, options)
         except (EngineUnavailable, PackageError, EngineError) as error:
             logger.warning("%s: %s is not used: %s", package.manifest.name, name, error)
-            details[name] = str(error)
+            # Others' words may name what is inside; whoever lists the models reads these.
+            details[name] = f"{name} failed; the log says how" if isinstance(error, EngineError) else str(error)
             refused = refused or not isinstance(error, EngineUnavailable)
     if not passed:
         raise (PackageError if refused else EngineUnavailable)("; ".join(details.values()))

@@ -139,7 +139,7 @@ class Bindings:
         self.faults: list[str] = []
         self.plan: bytes | None = b"a plan"
 
-    def Builder(self, logger: object) -> Bindings:
+    def Builder(self, logger: Any) -> Bindings:
         return self
 
     def OnnxParser(self, network: Network, logger: object) -> SimpleNamespace:

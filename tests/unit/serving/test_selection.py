@@ -13,7 +13,7 @@ import pytest
 
 from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
-from app.errors import PackageError
+from app.errors import EngineError, PackageError
 from app.repository.store import Package, discover, open_package
 from app.serving import proven, selection
 from app.serving.measured import MeasuredStore
@@ -169,6 +169,22 @@ def test_when_no_engine_agrees_the_package_is_refused_with_every_reason_and_all_
         ("openvino", True),
         ("onnxruntime", True),
     ]
+
+
+def test_what_an_engine_s_library_says_of_a_failure_is_for_the_log(
+    package: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever lists the models reads what each engine did."""
+
+    class Failing(Slowed):
+        def run(self, rows: Rows) -> Probabilities:
+            raise EngineError("a kernel of /opt/inside fails")
+
+    monkeypatch.setattr(proven, "create_engine", lambda *args: Failing(create_engine(*args), 0.0))
+    with pytest.raises(PackageError) as refusal:
+        choose(package)
+    assert str(refusal.value) == "openvino failed; the log says how; onnxruntime failed; the log says how"
+    assert caplog.text.count("/opt/inside") == 2
 
 
 def test_an_engine_that_is_named_is_not_raced(package: Package, built: Built) -> None:

@@ -30,13 +30,7 @@ from app.load.table import text_table
 from app.repository.store import Package
 from benchmarks.packages import add_package_arguments, packages_of
 from benchmarks.results import add_output_argument, write_results
-from export.agreement import (
-    LEAST_AGREEMENT_RANDOM,
-    LEAST_AGREEMENT_TRAINED,
-    Agreement,
-    measure_agreement,
-    rows_to_compare,
-)
+from export.agreement import Agreement, least_agreement, measure_agreement, rows_to_compare
 
 Scales = Literal["tensor", "token"]
 
@@ -135,12 +129,11 @@ def main() -> None:
     lines = []
     for package in packages_of(arguments):
         name = package.manifest.name
-        least = LEAST_AGREEMENT_RANDOM if package.manifest.random_weights else LEAST_AGREEMENT_TRAINED
         for rounding in ROUNDINGS:
             found = measure(package, arguments.rows, rounding)
             measured[f"{name}, {rounding}"] = asdict(found)
             agreed, difference = f"{found.top1:.1%}", f"{found.max_probability:.2g}"
-            lines.append((name, str(rounding), str(found.rows), agreed, f"{least:.1%}", difference))
+            lines.append((name, str(rounding), str(found.rows), agreed, f"{least_agreement(package):.1%}", difference))
     print(text_table(("model", "rounded", "rows", "top-1 as fp32", "needed", "largest difference"), lines))
     write_results(arguments.output, "fp8", {"rows": arguments.rows}, measured)
 

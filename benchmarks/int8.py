@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ from app.load.table import text_table
 from app.repository.store import Package
 from benchmarks.packages import add_package_arguments, packages_of
 from benchmarks.results import add_output_argument, median, write_results
-from export.agreement import LEAST_AGREEMENT_RANDOM, LEAST_AGREEMENT_TRAINED, measure_agreement, rendered
-from export.agreement import rows_to_compare as rows_of
+from export.agreement import least_agreement, measure_agreement, rendered, rows_to_compare
 
 _CALIBRATION_ROWS = 8
 _ROUNDS = 9
@@ -134,25 +133,26 @@ def measure(package: Package, rows: str) -> dict[str, Found]:
         "int8": OnCpu(quantised(package, ranges, weights=True), "bf16", package),
     }
     exact = ways["fp32"]
+    times = _timed({name: ways[name] for name in ("fp32", "bf16", "int8")}, package)
     found = {}
-    times = _timed([ways[name] for name in ("fp32", "bf16", "int8")], package)
     for name, way in ways.items():
-        agreement = measure_agreement(way, lambda each: (exact.run(each), None), rows_of(rows, package), max(_BATCHES))
-        seconds = times.get(id(way), {})
+        compared = rows_to_compare(rows, package)
+        agreement = measure_agreement(way, lambda each: (exact.run(each), None), compared, max(_BATCHES))
+        seconds = times.get(name, {})
         found[name] = Found(agreement.top1, agreement.max_probability, agreement.mean_probability, seconds)
     return found
 
 
-def _timed(ways: Sequence[OnCpu], package: Package) -> dict[int, dict[int, list[float]]]:
-    seconds: dict[int, dict[int, list[float]]] = {id(way): {size: [] for size in _BATCHES} for way in ways}
+def _timed(ways: Mapping[str, OnCpu], package: Package) -> dict[str, dict[int, list[float]]]:
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in _BATCHES} for name in ways}
     for size in _BATCHES:
         rows = np.stack(list(rendered(package.manifest.row_shape, size)))
         for turn in range(_ROUNDS + 1):
-            for way in ways:
+            for name, way in ways.items():
                 began = time.perf_counter()
                 way.run(rows)
                 if turn:  # the first prepares kernels for the size
-                    seconds[id(way)][size].append(time.perf_counter() - began)
+                    seconds[name][size].append(time.perf_counter() - began)
     return seconds
 
 
@@ -174,14 +174,15 @@ def main() -> None:
     lines = []
     for package in packages_of(arguments):
         name = package.manifest.name
-        least = LEAST_AGREEMENT_RANDOM if package.manifest.random_weights else LEAST_AGREEMENT_TRAINED
         ways = measure(package, arguments.rows)
         exact = ways["fp32"]
         for way, found in ways.items():
             measured[f"{name}, {way}"] = asdict(found)
             shares = [_share(found, exact, size) for size in _BATCHES]
             agreed = f"{found.top1:.2%}"
-            lines.append((name, way, agreed, f"{least:.1%}", f"{found.max_probability:.2g}", *shares))
+            lines.append(
+                (name, way, agreed, f"{least_agreement(package):.1%}", f"{found.max_probability:.2g}", *shares)
+            )
     header = ("package", "computing", "top-1 as fp32", "needed", "largest difference")
     print(text_table((*header, *(f"time of fp32's, batch {size}" for size in _BATCHES)), lines))
     write_results(arguments.output, "int8", {"rows": arguments.rows, "rounds": _ROUNDS}, measured)

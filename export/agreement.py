@@ -163,14 +163,18 @@ def _cosines(features: Features, others: Features) -> NDArray[np.float64]:
     return cosines
 
 
+def least_agreement(package: Package) -> float:
+    """The share of rows that must get fp32's class."""
+    return LEAST_AGREEMENT_RANDOM if package.manifest.random_weights else LEAST_AGREEMENT_TRAINED
+
+
 def check_agreement(agreement: Agreement, package: Package, computed_in: str) -> None:
     """Raises ParityFailed where too many rows get another class, or a probability is too far off.
 
     Args:
         computed_in: the engine's precision; the looser bound of it and of the graph's counts.
     """
-    manifest = package.manifest
-    least = LEAST_AGREEMENT_RANDOM if manifest.random_weights else LEAST_AGREEMENT_TRAINED
+    manifest, least = package.manifest, least_agreement(package)
     allowed = max(bound.probability for name, bound in TOLERANCES.items() if name in (manifest.precision, computed_in))
     faults = []
     if agreement.top1 < least:

@@ -103,7 +103,7 @@ class ManyFiles:
         task = self._task or task_of(file)
         await asyncio.shield(starting)
         try:
-            nbytes = await self._with_room(lambda: asyncio.to_thread(size_of, file, self._limits[task]))
+            nbytes = await self._with_room(lambda: asyncio.to_thread(_size, file, self._limits[task]))
         except RequestError as error:
             return Answer(file, task, error, 0.0)
         await asyncio.shield(self._model(core, task))
@@ -170,7 +170,7 @@ async def _classify(
         return error
 
 
-def size_of(file: Path, limits: MediaLimits) -> int:
+def _size(file: Path, limits: MediaLimits) -> int:
     """Bytes of a file that may be read: a pipe would never end, and who waits for one is not to be interrupted.
 
     Raises:

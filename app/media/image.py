@@ -56,7 +56,7 @@ _PLUGINS = {
     "heic": pillow_heif.HeifImageFile.format,
 }
 _IMPORTED_FOR_PLUGINS = (MpoImagePlugin, TiffTags)
-_CUT_SHORT = ("truncated", "end of file")  # in the words of Pillow and of libheif
+_ENDS_EARLY = ("truncated", "end of file")  # in the words of Pillow and of libheif
 
 # What Pillow's plugins raise on damaged files. A MemoryError is not among them.
 _DAMAGE = (
@@ -123,7 +123,7 @@ def _decode_with_pillow(
     width, height = (name == "webp" and formats.webp_size(data)) or (0, 0)
     limits.check_image(width, height)
     if name == "heic" and formats.ends_within_a_box(data):  # libheif leaves tiles that are missing empty
-        raise BrokenMedia(f"the {name} image is cut short: the upload may be incomplete")
+        raise BrokenMedia(_cut_short(name))
     try:
         with _quiet(), BufferedReader(MemoryFile(data)) as file, Image.open(file, formats=(_PLUGINS[name],)) as image:
             limits.check_image(*image.size)
@@ -205,7 +205,11 @@ def _info(width: int, height: int, name: str, orientation: Orientation) -> Decod
     return DecodeInfo(width=shown_width, height=shown_height, format=name)
 
 
+def _cut_short(name: str) -> str:
+    return f"the {name} image is cut short: the upload may be incomplete"
+
+
 def _what_broke(name: str, error: BaseException) -> str:
-    if any(words in str(error).lower() for words in _CUT_SHORT) or isinstance(error, EOFError):
-        return f"the {name} image is cut short: the upload may be incomplete"
+    if any(words in str(error).lower() for words in _ENDS_EARLY) or isinstance(error, EOFError):
+        return _cut_short(name)
     return f"the {name} image is damaged and cannot be decoded"

@@ -38,10 +38,8 @@ class Counts:
         self.restarts[reason] += 1
 
 
-@asynccontextmanager
-async def a_pool(**options: Any) -> AsyncIterator[tuple[MediaPool, Counts]]:
-    """A started pool of one image and one video worker that do as the upload says, closed at the end."""
-    counts = Counts()
+def new_pool(**options: Any) -> MediaPool:
+    """A pool of one image and one video worker that do as the upload says, not started."""
     defaults: dict[str, Any] = {
         "image_workers": 1,
         "video_workers": 1,
@@ -50,9 +48,15 @@ async def a_pool(**options: Any) -> AsyncIterator[tuple[MediaPool, Counts]]:
         "image_timeout_s": 30.0,
         "video_timeout_s": 30.0,
         "command": HOSTILE_WORKER,
-        "observer": counts,
     }
-    pool = MediaPool(**{**defaults, **options})
+    return MediaPool(**{**defaults, **options})
+
+
+@asynccontextmanager
+async def a_pool(**options: Any) -> AsyncIterator[tuple[MediaPool, Counts]]:
+    """A started pool of one image and one video worker that do as the upload says, closed at the end."""
+    counts = Counts()
+    pool = new_pool(observer=counts, **options)
     await pool.start()
     try:
         yield pool, counts

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pool_scenes import CLIP, PHOTO, a_pool, children, found, order, run, until, workers
+from pool_scenes import CLIP, PHOTO, a_pool, children, found, new_pool, order, run, until, workers
 from processes import open_descriptors
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Unavailable, UnsupportedMedia
@@ -403,14 +403,7 @@ def test_the_observer_is_told_of_workers_by_state() -> None:
 
 def test_a_pool_needs_workers_of_each_kind() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        MediaPool(
-            image_workers=1,
-            video_workers=0,
-            limits=MediaLimits(),
-            worker_memory_bytes=1 << 30,
-            image_timeout_s=1.0,
-            video_timeout_s=1.0,
-        )
+        new_pool(video_workers=0)
 
 
 def test_an_upload_that_was_closed_already_is_refused_at_once() -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, order, run, until, workers
+from pool_scenes import CLIP, HOSTILE_WORKER, a_pool, children, new_pool, order, run, until, workers
 from processes import open_descriptors
 from scarcity import descriptors_left
 
 from app.errors import BrokenMedia, DeadlineExceeded, LimitExceeded, Overloaded, Unavailable
 from app.media.limits import MediaLimits
 from app.media.messages import WorkerSettings
-from app.media.pool import RESTART_REASONS, MediaPool
+from app.media.pool import RESTART_REASONS
 from app.media.process import FORK_SERVER_COMMAND, ForkServer, WorkerProcess
 from app.media.supervisor import CRASHES_TOLERATED
 
@@ -250,15 +250,7 @@ def test_a_decoders_bug_is_the_files_fault_to_the_caller_and_an_error_in_the_log
 
 def test_workers_that_end_at_their_start_again_and_again_make_the_pool_unavailable() -> None:
     async def scene() -> None:
-        pool = MediaPool(
-            image_workers=2,
-            video_workers=1,
-            limits=MediaLimits(),
-            worker_memory_bytes=1 << 30,
-            image_timeout_s=1.0,
-            video_timeout_s=1.0,
-            command=(sys.executable, "-c", "raise SystemExit(1)"),
-        )
+        pool = new_pool(image_workers=2, command=(sys.executable, "-c", "raise SystemExit(1)"))
         with pytest.raises(Unavailable):
             await pool.start()
         with pytest.raises(Unavailable):
@@ -382,16 +374,7 @@ def parent_of(pid: int) -> int:
 
 def test_a_worker_that_never_becomes_ready_is_ended() -> None:
     async def scene() -> None:
-        pool = MediaPool(
-            image_workers=1,
-            video_workers=1,
-            limits=MediaLimits(),
-            worker_memory_bytes=1 << 30,
-            image_timeout_s=1.0,
-            video_timeout_s=1.0,
-            start_timeout_s=0.1,
-            command=(sys.executable, "-c", "import time; time.sleep(3600)"),
-        )
+        pool = new_pool(start_timeout_s=0.1, command=(sys.executable, "-c", "import time; time.sleep(3600)"))
         with pytest.raises(Unavailable):
             await pool.start()
         assert not children()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_scenes import HOSTILE_WORKER, a_pool, children, order, run, until, workers
+from pool_scenes import HOSTILE_WORKER, a_pool, children, new_pool, order, run, until, workers
 
 from app.errors import BrokenMedia, Unavailable
 from app.media import sandbox
@@ -88,15 +88,7 @@ def test_whoever_waits_for_the_start_of_a_pool_that_is_closed_meanwhile_is_told(
     )
 
     async def scene() -> None:
-        pool = MediaPool(
-            image_workers=1,
-            video_workers=1,
-            limits=MediaLimits(),
-            worker_memory_bytes=1 << 30,
-            image_timeout_s=1.0,
-            video_timeout_s=1.0,
-            command=(sys.executable, "-c", ends_when_it_is_told_to_kill),
-        )
+        pool = new_pool(command=(sys.executable, "-c", ends_when_it_is_told_to_kill))
         starting = asyncio.ensure_future(pool.start())
         await until(lambda: len(children()) == 2)
         await pool.close(0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from serving_fakes import PATIENCE_S, FakeRows, Gate
 
-from app.engines.base import Engine
+from app.engines.base import Engine, Probabilities, Rows
+from app.engines.factory import create_engine
+from app.serving import proven
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.results import Task
@@ -32,16 +35,27 @@ def status_of(registry: ModelRegistry, name: str) -> ModelStatus:
     return status
 
 
-def stop_runs(engine: Engine, gate: Gate, begins: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold each run of an engine at the gate, once `begins` is set."""
-    inner = engine.run
+def stop_the_first_engine(
+    gate: Gate, begins: threading.Event, monkeypatch: pytest.MonkeyPatch, others: Gate | None = None
+) -> None:
+    """Hold each run of the first engine that is made at the gate, once `begins` is set, and the making of `others`."""
+    made = itertools.count()
 
-    def run(rows: np.ndarray) -> np.ndarray:
+    def create(name: str, *args: object) -> Engine:
+        engine = create_engine(name, *args)  # type: ignore[arg-type]
+        if next(made) == 0:
+            inner = engine.run
+            monkeypatch.setattr(engine, "run", lambda rows: held(inner, rows))
+        elif others is not None:
+            others([])
+        return engine
+
+    def held(run: Callable[[Rows], Probabilities], rows: Rows) -> Probabilities:
         if begins.is_set():
             gate([])
-        return inner(rows)
+        return run(rows)
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(proven, "create_engine", create)
 
 
 def answer(registry: ModelRegistry, name: str | None = None, colour: int = 0) -> int:

@@ -10,13 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from registry_scenes import WATCHFUL, MakePackage, MakeRegistry, answer, status_of, stop_runs
+from registry_scenes import WATCHFUL, MakePackage, MakeRegistry, answer, status_of, stop_the_first_engine
 from serving_fakes import PATIENCE_S, FakeRows, Gate
 
-from app.engines.base import Engine
-from app.engines.factory import create_engine
 from app.errors import ChangeRefused, EngineError, Unavailable
-from app.serving import proven
 from app.serving.observer import SilentObserver
 from app.telemetry.metrics import Metrics
 
@@ -91,18 +88,8 @@ def test_telemetry_hears_of_the_version_that_took_the_place_of_a_refused_one(
 def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
     make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, built = Gate(), 0
-
-    def create(*args: object) -> Engine:
-        nonlocal built
-        built += 1
-        engine = create_engine(*args)  # type: ignore[arg-type]
-        if built == 1:
-            stop_runs(engine, gate, serving, monkeypatch)
-        return engine
-
-    serving = threading.Event()
-    monkeypatch.setattr(proven, "create_engine", create)
+    gate, serving = Gate(), threading.Event()
+    stop_the_first_engine(gate, serving, monkeypatch)
     metrics = Metrics()
     make_package("model", 1)
     registry = make_registry(observer=metrics)
@@ -135,28 +122,15 @@ def test_the_queue_of_the_version_before_does_not_stay_in_the_metrics(
 def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
     make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate()
-    stuck = threading.Event()
-    built = 0
+    gate, stuck, rebuilding = Gate(), threading.Event(), Gate()
     readiness: list[bool] = []
 
     class Watcher(SilentObserver):
         def model_ready(self, model: str, version: int, ready: bool) -> None:
             readiness.append(ready)
 
-    def create(name: str, *args: object) -> Engine:
-        nonlocal built
-        built += 1
-        engine = create_engine(name, *args)  # type: ignore[arg-type]
-        if built == 1:
-            stop_runs(engine, gate, stuck, monkeypatch)
-        else:
-            rebuilding([])
-        return engine
-
-    rebuilding = Gate()
     make_package("model")
-    monkeypatch.setattr(proven, "create_engine", create)
+    stop_the_first_engine(gate, stuck, monkeypatch, others=rebuilding)
     registry = make_registry(options=WATCHFUL, observer=Watcher())
     registry.load_all()
     assert answer(registry) >= 0
@@ -183,17 +157,8 @@ def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
 def test_an_engine_that_hangs_while_its_version_is_drained_is_given_up(
     make_package: MakePackage, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, stuck, built = Gate(), threading.Event(), 0
-
-    def create(name: str, *args: object) -> Engine:
-        nonlocal built
-        built += 1
-        engine = create_engine(name, *args)  # type: ignore[arg-type]
-        if built == 1:
-            stop_runs(engine, gate, stuck, monkeypatch)
-        return engine
-
-    monkeypatch.setattr(proven, "create_engine", create)
+    gate, stuck = Gate(), threading.Event()
+    stop_the_first_engine(gate, stuck, monkeypatch)
     make_package("model", 1)
     registry = make_registry(options=WATCHFUL)
     registry.load_all()

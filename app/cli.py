@@ -1,4 +1,4 @@
-"""`hiera-serve`: run a server, list models, classify files, measure a server; each is a module in `app/commands/`."""
+"""`hiera-serve`: each command is a module in `app/commands/`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": "serve the model repository over HTTP",
     "models": "list the packages of the model repository, or of a running server",
     "classify": "classify files without a server: one, or folders of them",
+    "evaluate": "measure a model's accuracy on folders of labelled files",
     "bench": "measure a server under load",
 }
 

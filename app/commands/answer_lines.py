@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from app.api.results import image_result, video_result
 from app.api.schemas import ImageResult
-from app.commands.many_files import Answer
+from app.commands.many_files import Answer, ManyFiles
 from app.errors import HieraError, InvalidParameter
 from app.load.request import shown
 
@@ -51,7 +51,7 @@ def text_line(answer: Answer) -> str:
     return f"{shown(answer.file)}: {said}\n"
 
 
-@contextmanager
+@contextlib.contextmanager
 def results_file(path: Path) -> Iterator[tuple[TextIO, frozenset[str]]]:
     """A file of JSON lines to write on, and the files that have a line there. One that was cut short is taken away.
 
@@ -111,3 +111,17 @@ class Progress:
         seconds = time.monotonic() - self._began
         failed = f", {self.failed:,} failed" if self.failed else ""
         return f"{self._files:,} files{failed}, {seconds:.1f} s, {self._files / max(seconds, 1e-3):.1f} a second"
+
+
+async def write_answers(
+    many: ManyFiles, files: Iterator[Path], lines: TextIO, line: Callable[[Answer], str], before: int = 0
+) -> int:
+    """Classify `files` and write a line for each; `before` had one already. Returns 1 when one failed, else 0."""
+    progress = Progress()
+    async with contextlib.aclosing(many.answers(files)) as answers:
+        async for answer in answers:
+            lines.write(line(answer))
+            lines.flush()
+            progress.count(answer)
+    progress.end(before)
+    return 1 if progress.failed else 0

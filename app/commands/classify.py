@@ -7,16 +7,15 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
-from app.commands.answer_lines import Progress, json_line, result_of, results_file, text_line
+from app.commands.answer_lines import json_line, result_of, results_file, text_line, write_answers
+from app.commands.file_lists import files_of
 from app.commands.local_model import task_of_model
 from app.commands.many_files import Answer, ManyFiles, UnreadableFile
 from app.commands.setting_flags import settings_from
 from app.errors import InvalidParameter
-from app.load.request import IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown, task_of
+from app.load.request import shown, task_of
 from app.load.table import text_table
 from app.open_files import allow_open_files
 from app.serving.results import Classification, ClassifyOptions, Task
@@ -77,46 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     many = ManyFiles(settings, options, task)
     files = files_of(paths, task)
     if arguments.output is None:
-        return asyncio.run(_print_lines(many, files, sys.stdout, json_line if arguments.json else text_line))
+        line = json_line if arguments.json else text_line
+        return asyncio.run(write_answers(many, files, sys.stdout, line))
     with results_file(arguments.output) as (lines, done):
         left = (file for file in files if str(file) not in done)
-        return asyncio.run(_print_lines(many, left, lines, json_line, len(done)))
-
-
-def files_of(paths: Iterable[Path], task: Task | None) -> Iterator[Path]:
-    """The files that are named; of folders, and of those below them, those whose ending is that of an image or a video,
-    or of the task alone, by name. A folder that cannot be read is given itself, so that whoever opens it hears why."""
-    suffixes = (IMAGE_SUFFIXES if task != "video" else frozenset()) | (
-        VIDEO_SUFFIXES if task != "image" else frozenset()
-    )
-    for path in paths:
-        if os.path.isdir(path):
-            yield from _files_below(path, suffixes)
-        else:
-            yield path
-
-
-def _files_below(top: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    closed: list[Path] = []
-    for folder, below, names in os.walk(top, onerror=lambda error: closed.append(Path(error.filename))):
-        below.sort()
-        yield from closed
-        closed.clear()
-        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes)
-    yield from closed
-
-
-async def _print_lines(
-    many: ManyFiles, files: Iterator[Path], lines: TextIO, line: Callable[[Answer], str], before: int = 0
-) -> int:
-    progress = Progress()
-    async with contextlib.aclosing(many.answers(files)) as answers:
-        async for answer in answers:
-            lines.write(line(answer))
-            lines.flush()
-            progress.count(answer)
-    progress.end(before)
-    return 1 if progress.failed else 0
+        return asyncio.run(write_answers(many, left, lines, json_line, len(done)))
 
 
 def _one_file(settings: Settings, options: ClassifyOptions, file: Path, task: Task, *, as_json: bool) -> int:

@@ -21,17 +21,12 @@ def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | 
         UnknownModel: there is none for the task.
         ChangeRefused: of those that there are, the last was refused.
     """
-    fitting = [
-        manifest
-        for package in discover(packages)
-        if name in (None, package.name) and (manifest := _manifest(package)) is not None and manifest.task == task
-    ]
+    fitting = _fitting(packages, task, name)
     if not fitting:
         if name is None:
-            raise UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
+            raise _no_model(packages, task)
         registry.load(name)  # which says why not, or that it is for another task
         return
-    fitting.sort(key=lambda manifest: (manifest.preference, -manifest.version))
     for manifest in fitting[:-1]:
         try:
             registry.load(manifest.name, manifest.version)
@@ -42,10 +37,36 @@ def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | 
     registry.load(fitting[-1].name, fitting[-1].version)
 
 
+def first_choice(packages: Path, task: Task, name: str | None) -> Manifest:
+    """What `load_model` tries first.
+
+    Raises:
+        UnknownModel: there is none for the task.
+    """
+    fitting = _fitting(packages, task, name)
+    if fitting:
+        return fitting[0]
+    raise UnknownModel(f"{packages} has no {task} model named {name}") if name else _no_model(packages, task)
+
+
 def task_of_model(packages: Path, name: str) -> Task | None:
     """The task of the model `name`; None where no package says."""
     manifests = (_manifest(package) for package in discover(packages) if package.name == name)
     return next((manifest.task for manifest in manifests if manifest is not None), None)
+
+
+def _fitting(packages: Path, task: Task, name: str | None) -> list[Manifest]:
+    """The versions that may answer, the first choice first."""
+    fitting = [
+        manifest
+        for package in discover(packages)
+        if name in (None, package.name) and (manifest := _manifest(package)) is not None and manifest.task == task
+    ]
+    return sorted(fitting, key=lambda manifest: (manifest.preference, -manifest.version))
+
+
+def _no_model(packages: Path, task: Task) -> UnknownModel:
+    return UnknownModel(f"{packages} holds no model for the task {task}; make one with hiera-export build")
 
 
 def _manifest(package: PackagePath) -> Manifest | None:

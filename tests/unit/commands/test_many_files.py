@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from app.commands import many_files
-from app.commands.classify import _print_lines, files_of
+from app.commands.answer_lines import write_answers
+from app.commands.file_lists import files_of
 from app.commands.many_files import Answer, ManyFiles
 from app.errors import (
     BrokenMedia,
@@ -160,7 +161,7 @@ def test_an_answer_is_written_when_it_is_there(core: FakeCore, tmp_path: Path) -
         many = ManyFiles(Settings(), ClassifyOptions(), None)
         with output.open("w") as lines:
             printing = asyncio.create_task(
-                _print_lines(many, iter(paths), lines, lambda answer: f"{answer.file.name}\n")
+                write_answers(many, iter(paths), lines, lambda answer: f"{answer.file.name}\n")
             )
             async with asyncio.timeout(30):
                 while output.read_text() != "0.jpg\n":

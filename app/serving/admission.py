@@ -2,6 +2,8 @@
 
 Rows and bytes in flight are bounded, from the admission of a request to its answer. The wait is predicted from the work
 that every model has in flight on a device, by its measured batch cost, so a burst on one model is seen by the others.
+Work is done in order of deadline, so a request waits for what is more urgent, and for the batch that runs; and it is
+let in only if those whom it overtakes can bear it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import Overloaded
+from app.serving.backlog import Backlog, Lane, Place
 
 # A refused caller that came back at once would only be refused again.
 _MIN_RETRY_S = 0.05
@@ -20,17 +23,8 @@ _MIN_RETRY_S = 0.05
 # prediction knows (a worker that is killed, a core that others take): a queue that is as long as its deadlines loses
 # all of its work at the first stumble, and goes on losing it. A shorter one answers as many.
 _HEADROOM = 2.0
-
-
-@dataclass(frozen=True)
-class Lane:
-    """Where a request's work will queue: a model on a device. `predict_s` gives the seconds that so many rows take by
-    what was lately observed, `measured_s` by what was measured at warm-up."""
-
-    model: str
-    device: str
-    predict_s: Callable[[int], float]
-    measured_s: Callable[[int], float]
+# What is left of that to a request which others overtake.
+_OVERTAKEN_HEADROOM = 1.5
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Admission:
         self._clock = clock
         self._peers = peers
         self._lock = threading.Lock()
-        self._rows: dict[Lane, int] = {}
+        self._backlog = Backlog()  # of what is in flight and not set aside
         self._total_rows = 0
         self._total_bytes = 0
 
@@ -106,7 +100,7 @@ class Admission:
     def predicted_wait_s(self, device: str) -> float:
         """Seconds until all that is in flight on a device will be done."""
         with self._lock:
-            return self._backlog_s(device)
+            return self._all_s(device)
 
     def admit(self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0) -> Reservation:
         """Reserve room for a request.
@@ -120,8 +114,8 @@ class Admission:
         Raises:
             Overloaded: no room, or the predicted wait ends after the deadline; `retry_after_s` says when it would fit.
         """
-        reservation = Reservation(self, lane)
-        self._reserve(reservation, rows, nbytes, deadline, decode_s)
+        reservation = Reservation(self, lane, deadline)
+        self._reserve(reservation, rows, nbytes, decode_s)
         return reservation
 
     def refusal(
@@ -136,17 +130,19 @@ class Admission:
         self._on_reject(lane.model, reason)
         return error
 
-    def _reserve(
-        self, reservation: Reservation, rows: int, nbytes: int, deadline: float | None, decode_s: float
-    ) -> None:
+    def _reserve(self, reservation: Reservation, rows: int, nbytes: int, decode_s: float | None) -> None:
+        """`decode_s` is None where no deadline is asked about."""
         lane = reservation.lane
         with self._lock:
             if reservation.released:
                 return
-            refusal = self._refusal(lane, rows, nbytes, deadline, decode_s)
+            deadline = None if decode_s is None else reservation.deadline
+            refusal = self._refusal(lane, rows, nbytes, deadline, decode_s or 0.0)
             if refusal is None:
-                if not reservation.aside:
-                    self._rows[lane] = self._rows.get(lane, 0) + rows
+                if reservation.place is not None:
+                    self._backlog.grow(reservation.place, rows)
+                elif not reservation.aside:
+                    reservation.place = self._backlog.join(lane, rows, reservation.deadline)
                 self._total_rows += rows
                 self._total_bytes += nbytes
                 reservation.rows += rows
@@ -165,92 +161,100 @@ class Admission:
         if total_rows == 0 and total_bytes == 0:
             # Alone in the house: a prediction is no reason to refuse, and one request may be larger than the bounds.
             return None
-        backlog_s = self._backlog_s(lane.device)
         excess = total_rows + rows - self._max_rows
         if excess > 0:
-            wait_s = min(backlog_s, lane.predict_s(excess))
+            wait_s = min(self._all_s(lane.device), lane.predict_s(excess))
             return "queue_rows", _overloaded("the queue is full; try again later", wait_s)
         if total_bytes + nbytes > self._max_bytes:
-            return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", backlog_s)
-        return None if deadline is None else self._lateness(lane, rows, deadline, backlog_s, decode_s)
+            wait_s = self._all_s(lane.device)
+            return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", wait_s)
+        return None if deadline is None else self._lateness(lane, rows, deadline, decode_s)
 
-    def _lateness(
-        self, lane: Lane, rows: int, deadline: float, backlog_s: float, decode_s: float
-    ) -> tuple[str, Overloaded] | None:
+    def _lateness(self, lane: Lane, rows: int, deadline: float, decode_s: float) -> tuple[str, Overloaded] | None:
         # What was observed of a lane that stands empty may be long over, and only rows that are let in can show that.
-        own_s = lane.predict_s(rows) if lane in self._rows else min(lane.predict_s(rows), lane.measured_s(rows))
+        own_s = lane.predict_s(rows) if lane in self._backlog else min(lane.predict_s(rows), lane.measured_s(rows))
+        position = self._backlog.position(lane.device, deadline)
+        before_s = self._backlog.seconds_before(lane.device, position)
+        if self._peers is not None:
+            # Connections are spread over the processes, so the others' work is as urgent as what is here.
+            all_s = self._backlog.seconds().get(lane.device, 0.0)
+            before_s += self._peers.backlog_s(lane.device) * (before_s / all_s if all_s else 1.0)
+        now = self._clock()
         # Decoding of this request overlaps with the work before it.
-        needed_s = _HEADROOM * (max(backlog_s, decode_s) + own_s)
-        late_s = needed_s - (deadline - self._clock())
+        late_s = max(before_s, decode_s) + own_s - (deadline - now) / _HEADROOM
+        if late_s <= 0:
+            late_s = -self._backlog.shortest_spare_s(lane.device, position, own_s, now, _OVERTAKEN_HEADROOM)
         if late_s > 0:
-            return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s / _HEADROOM)
+            return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s)
         return None
 
-    def _backlog_s(self, device: str) -> float:
+    def _all_s(self, device: str) -> float:
         others_s = 0.0 if self._peers is None else self._peers.backlog_s(device)
-        return others_s + sum(lane.predict_s(rows) for lane, rows in self._rows.items() if lane.device == device)
+        return others_s + self._backlog.seconds().get(device, 0.0)
 
     def _publish(self) -> None:
         self._on_change(self._total_rows, self._total_bytes)
-        if self._peers is None:
-            return
-        backlog_s: dict[str, float] = {}
-        for lane, rows in self._rows.items():
-            backlog_s[lane.device] = backlog_s.get(lane.device, 0.0) + lane.predict_s(rows)
-        self._peers.publish(InFlight(self._total_rows, self._total_bytes), backlog_s)
+        if self._peers is not None:
+            self._peers.publish(InFlight(self._total_rows, self._total_bytes), self._backlog.seconds())
 
     def _release(self, reservation: Reservation) -> None:
         with self._lock:
             if reservation.released:
                 return
             reservation.released = True
-            if not reservation.aside:
-                self._forget_rows(reservation)
+            self._leave(reservation)
             self._total_rows -= reservation.rows
             self._total_bytes -= reservation.nbytes
             self._publish()
 
     def _set_aside(self, reservation: Reservation) -> None:
         with self._lock:
-            if not reservation.released and not reservation.aside:
+            if reservation.place is not None:
                 reservation.aside = True
-                self._forget_rows(reservation)
+                self._leave(reservation)
                 self._publish()
 
-    def _resume(self, reservation: Reservation, deadline: float, decode_s: float) -> None:
+    def _resume(self, reservation: Reservation, decode_s: float) -> None:
         lane, rows = reservation.lane, reservation.rows
         with self._lock:
             if reservation.released or not reservation.aside:
                 return
-            backlog_s = self._backlog_s(lane.device)
-            refusal = self._lateness(lane, rows, deadline, backlog_s, decode_s) if backlog_s else None
+            busy = self._all_s(lane.device) > 0
+            refusal = self._lateness(lane, rows, reservation.deadline, decode_s) if busy else None
             if refusal is None:
                 reservation.aside = False
-                self._rows[lane] = self._rows.get(lane, 0) + rows
+                reservation.place = self._backlog.join(lane, rows, reservation.deadline)
                 self._publish()
         if refusal is not None:
             reason, error = refusal
             self._on_reject(lane.model, reason)
             raise error
 
-    def _forget_rows(self, reservation: Reservation) -> None:
-        left = self._rows[reservation.lane] - reservation.rows
-        if left:
-            self._rows[reservation.lane] = left
-        else:
-            del self._rows[reservation.lane]
+    def _hurry(self, reservation: Reservation, deadline: float) -> None:
+        with self._lock:
+            reservation.deadline = deadline
+            if reservation.place is not None:
+                self._leave(reservation)
+                reservation.place = self._backlog.join(reservation.lane, reservation.rows, deadline)
+
+    def _leave(self, reservation: Reservation) -> None:
+        if reservation.place is not None:
+            self._backlog.leave(reservation.place)
+            reservation.place = None
 
 
 class Reservation:
     """A request's share of what may be in flight, given back exactly once."""
 
-    __slots__ = ("_admission", "aside", "lane", "nbytes", "released", "rows")
+    __slots__ = ("_admission", "aside", "deadline", "lane", "nbytes", "place", "released", "rows")
 
-    def __init__(self, admission: Admission, lane: Lane) -> None:
+    def __init__(self, admission: Admission, lane: Lane, deadline: float) -> None:
         self._admission = admission
         self.lane = lane
+        self.deadline = deadline
         self.rows = 0
         self.nbytes = 0
+        self.place: Place | None = None  # none while it is aside
         self.aside = False
         self.released = False
 
@@ -260,19 +264,23 @@ class Reservation:
         Raises:
             Overloaded: no room for more; what was reserved before stays.
         """
-        self._admission._reserve(self, rows, nbytes, None, 0.0)
+        self._admission._reserve(self, rows, nbytes, None)
+
+    def hurry(self, deadline: float) -> None:
+        """Its answer must be there by then."""
+        self._admission._hurry(self, deadline)
 
     def set_aside(self) -> None:
         """Its upload takes long: others' wait is not predicted from rows that may never come. The room stays taken."""
         self._admission._set_aside(self)
 
-    def resume(self, deadline: float, decode_s: float) -> None:
+    def resume(self, decode_s: float) -> None:
         """Its upload is complete: after `set_aside`, judge the deadline again as `Admission.admit` does.
 
         Raises:
             Overloaded: the deadline cannot be made any more.
         """
-        self._admission._resume(self, deadline, decode_s)
+        self._admission._resume(self, decode_s)
 
     def release(self) -> None:
         """Give everything back; idempotent."""

@@ -2,10 +2,12 @@
 
 A worker's own time says too little: beside a busy engine and a busy event loop on few cores, a file that takes 2 ms by
 itself keeps the next one waiting for 5. So it is the whole time that counts, from the moment that a file began to wait,
-divided by the files that were before it.
+divided by the files that were before it: those with an earlier deadline, and what the workers have in hand.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
 
 # About the last twenty files count.
 _WEIGHT = 0.05
@@ -20,21 +22,21 @@ class DecodeLoad:
 
     def __init__(self, workers: int) -> None:
         self._workers = max(1, workers)
-        self._in_decode = 0
+        self._deadlines: list[float] = []  # of the files in decoding, ascending
         self._seconds: float | None = None
 
-    def enter(self) -> float:
+    def enter(self, deadline: float) -> float:
         """A file begins to wait for a worker.
 
         Returns:
-            How many files each worker has now, at least 1: for `observe`.
+            How many files each worker has until it is done, at least 1: for `observe`.
         """
-        self._in_decode += 1
-        return self._turns(0)
+        insort(self._deadlines, deadline)
+        return self._turns(0, deadline)
 
-    def leave(self) -> None:
+    def leave(self, deadline: float) -> None:
         """A file is decoded, failed, or is no longer wanted."""
-        self._in_decode -= 1
+        del self._deadlines[bisect_left(self._deadlines, deadline)]
 
     def observe(self, turns: float, seconds: float) -> None:
         """A file that entered as one of `turns` for its worker was decoded `seconds` later."""
@@ -50,12 +52,15 @@ class DecodeLoad:
         if self._seconds is None or seconds / turns > self._seconds:
             self.observe(turns, seconds)
 
-    def predict_s(self, files: int) -> float:
-        """Seconds until `files` more files would be decoded; 0 until the first one has been seen, and for one that
-        would be alone: what was last seen may be long over, and whoever it kept out could not show that."""
-        if self._seconds is None or self._in_decode + files <= 1:
+    def predict_s(self, files: int, deadline: float) -> float:
+        """Seconds until `files` more files of this deadline would be decoded; 0 until the first one has been seen, and
+        for one that would be alone: what was last seen may be long over, and whoever it kept out could not show that.
+        """
+        if self._seconds is None or len(self._deadlines) + files <= 1:
             return 0.0
-        return self._seconds * self._turns(files)
+        return self._seconds * self._turns(files, deadline)
 
-    def _turns(self, more: int) -> float:
-        return max(1.0, (self._in_decode + more) / self._workers)
+    def _turns(self, more: int, deadline: float) -> float:
+        before = bisect_right(self._deadlines, deadline)
+        in_hand = min(len(self._deadlines) - before, self._workers)  # of those that are less urgent
+        return max(1.0, (before + in_hand + more) / self._workers)

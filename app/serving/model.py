@@ -11,7 +11,7 @@ import numpy as np
 from app.engines.base import EngineInfo
 from app.media.spec import DecodeJob, ImageSpec, MediaSpec, VideoSpec
 from app.repository.manifest import Manifest, Preprocessing, Sampling
-from app.serving.admission import Lane
+from app.serving.backlog import Lane
 from app.serving.curve import BatchCurve, CostModel
 from app.serving.dispatcher import Dispatcher
 from app.serving.results import ModelIdentity
@@ -85,7 +85,13 @@ class LoadedModel:
         self.row_nbytes = int(np.prod(manifest.row_shape))
         # Not a method of this object: a cycle would be left to the garbage collector after an unload.
         self.predict_s = _predictor(cost.predict_s, instances)
-        self.lane = Lane(manifest.name, engine.device, self.predict_s, _predictor(cost.curve.predict_s, instances))
+        self.lane = Lane(
+            manifest.name,
+            engine.device,
+            self.predict_s,
+            measured_s=_predictor(cost.curve.predict_s, instances),
+            batch_s=lambda: cost.batch_s(cost.curve.deep_rows),
+        )
         self._spec = media_spec(manifest.preprocessing, manifest.sampling, exact_images=exact_images)
         self._single = DecodeJob(self._spec)
         self._users = 0

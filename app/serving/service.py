@@ -139,7 +139,7 @@ class Service:
             if options.features and not model.feature_dim:
                 raise InvalidParameter(f"{model.name} gives no features; /v2/models/{model.name} says what it gives")
             job = model.job(options.clips, options.crops)
-            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes)
+            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes, deadline)
             reservation = self._admission.admit(
                 model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s
             )
@@ -148,7 +148,9 @@ class Service:
             raise
         self._open_tickets += 1
         load = self._decode_load[task]
-        return Ticket(model, options, job, deadline, reservation, lambda: load.predict_s(1), self._closed_ticket)
+        return Ticket(
+            model, options, job, deadline, reservation, lambda until: load.predict_s(1, until), self._closed_ticket
+        )
 
     def refusal(
         self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
@@ -164,8 +166,8 @@ class Service:
             return None
         try:
             job = model.job(options.clips, options.crops)
-            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes)
             deadline = self._deadline(task, options, started)
+            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes, deadline)
             return self._admission.refusal(model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s)
         finally:
             model.release()
@@ -246,18 +248,19 @@ class Service:
 
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]
-        turns, began = load.enter(), time.monotonic()
+        deadline = ticket.deadline
+        turns, began = load.enter(deadline), time.monotonic()
         # Rows that come too late to be inferred are not worth decoding. But a prediction from a busy time that is over
         # takes at most half of what is left: without rows that are inferred it would stay as it is.
         inferred_s = ticket.model.lane.predict_s(rows_of(ticket.job))
-        latest = ticket.deadline - min(inferred_s, (ticket.deadline - began) / 2)
+        latest = deadline - min(inferred_s, (deadline - began) / 2)
         try:
             rows = await self._pool.decode(body, ticket.job, latest)
         except DeadlineExceeded:
             load.observe_expiry(turns, time.monotonic() - began)
             raise
         finally:
-            load.leave()
+            load.leave(deadline)
         load.observe(turns, time.monotonic() - began)
         return rows
 
@@ -266,11 +269,11 @@ class Service:
         return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
 
     def _demand(
-        self, task: Task, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int
+        self, task: Task, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int, deadline: float
     ) -> tuple[int, int, float]:
         """What a request asks of admission: rows, bytes, and the predicted seconds until it is decoded."""
         rows = files * rows_of(job)
-        return rows, rows * model.row_nbytes + body_bytes, self._decode_load[task].predict_s(files)
+        return rows, rows * model.row_nbytes + body_bytes, self._decode_load[task].predict_s(files, deadline)
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1

@@ -25,7 +25,7 @@ class Ticket:
         reservation: its share of what may be in flight.
 
     Args:
-        predict_decode_s: seconds until one more file would be decoded.
+        predict_decode_s: seconds until one more file would be decoded, by its deadline.
         on_release: told once, when everything was given back.
     """
 
@@ -47,7 +47,7 @@ class Ticket:
         job: DecodeJob,
         deadline: float,
         reservation: Reservation,
-        predict_decode_s: Callable[[], float],
+        predict_decode_s: Callable[[float], float],
         on_release: Callable[[], object],
     ) -> None:
         self._predict_decode_s = predict_decode_s
@@ -74,7 +74,9 @@ class Ticket:
         Raises:
             DeadlineExceeded: it has passed.
         """
-        self.deadline = min(self.deadline, deadline)
+        if deadline < self.deadline:
+            self.deadline = deadline
+            self.reservation.hurry(deadline)
         if self.deadline <= time.monotonic():
             raise DeadlineExceeded("the deadline passed while the request was read")
 
@@ -88,7 +90,7 @@ class Ticket:
         Raises:
             Overloaded: it was set aside, and the deadline cannot be made any more.
         """
-        self.reservation.resume(self.deadline, self._predict_decode_s())
+        self.reservation.resume(self._predict_decode_s(self.deadline))
 
     def release(self) -> None:
         """Give back what the request held."""

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from app.errors import Overloaded
-from app.serving.admission import Admission, InFlight, Lane
+from app.serving.admission import Admission, InFlight
+from app.serving.backlog import Lane
 from app.serving.board import AdmissionBoard, clear_line, create_board
 
-LANE = Lane("model", "cpu", float, float)  # a second for each row
-ON_GPU = Lane("model", "cuda:1", float, float)
+LANE = Lane("model", "cpu", float, float, lambda: 1.0)  # a second for each row
+ON_GPU = Lane("model", "cuda:1", float, float, lambda: 1.0)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_the_predicted_wait_holds_the_work_of_the_others_on_that_device(board: i
 
 def test_a_model_on_several_gpus_counts_for_the_first_of_them(board: int) -> None:
     here, there = admissions(board)
-    admit(there, 3, lane=Lane("both", "cuda:1,cuda:2", float, float))
+    admit(there, 3, lane=Lane("both", "cuda:1,cuda:2", float, float, lambda: 1.0))
     assert here.predicted_wait_s("cuda:1") == 3
     assert here.predicted_wait_s("cuda:2") == 0
 

@@ -242,6 +242,30 @@ def test_a_queue_that_cannot_make_the_deadline_refuses_before_decoding(house: Ho
     run(scenario())
 
 
+def test_who_is_in_a_hurry_is_let_in_beside_a_long_queue_and_answered_before_it(house: House) -> None:
+    async def scenario() -> None:
+        running = asyncio.create_task(house.classify(b"\1"))
+        await entered(house.gate)
+        answered: list[str] = []
+
+        async def note(name: str, **options: Any) -> None:
+            await house.classify(b"\1", **options)
+            answered.append(name)
+
+        patient = [asyncio.create_task(note("patient")) for _ in range(10)]  # 5 s of work
+        while house.batcher.pending_rows < len(patient):
+            await asyncio.sleep(0)
+        hurried = asyncio.create_task(note("hurried", timeout_ms=5000))
+        while house.batcher.pending_rows <= len(patient):
+            await asyncio.sleep(0)
+        house.gate.open()
+        await asyncio.gather(running, hurried, *patient)
+        assert answered[0] == "hurried"
+        assert house.notes.rejections == []
+
+    run(scenario())
+
+
 def test_the_gate_is_told_what_admission_would_refuse_and_nothing_is_held_for_that(house: House) -> None:
     def refusal(task: Task = "image", body_bytes: int = 0, **options: Any) -> Overloaded | None:
         return house.service.refusal(task, ClassifyOptions(**options), started=time.monotonic(), body_bytes=body_bytes)
@@ -497,6 +521,6 @@ def test_a_caller_may_hurry_and_not_take_longer_than_it_had(house: House) -> Non
         ticket.hurry(started + 2 * PATIENCE_S)
         assert ticket.deadline == started + PATIENCE_S
         ticket.hurry(started + PATIENCE_S - 1)
-        assert ticket.deadline == started + PATIENCE_S - 1
+        assert ticket.deadline == ticket.reservation.deadline == started + PATIENCE_S - 1
         with pytest.raises(DeadlineExceeded, match="passed while the request was read"):
             ticket.hurry(started)

@@ -11,7 +11,8 @@ import pytest
 from test_service import House, run
 
 from app.errors import DeadlineExceeded
-from app.serving.admission import InFlight, Lane, Reservation
+from app.serving.admission import InFlight, Reservation
+from app.serving.backlog import Lane
 from app.serving.results import ClassifyOptions, Task
 from app.serving.service import Service, ServiceDefaults
 

@@ -48,7 +48,6 @@ _IMAGES = (
     (b"II*\0", MediaFormat(image="tiff")),
     (b"MM\0*", MediaFormat(image="tiff")),
     (b"II+\0", MediaFormat(image="tiff")),
-    (b"MM\0+", MediaFormat(image="tiff")),
 )
 
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; a text may begin with "BM" too
@@ -61,6 +60,7 @@ _FOREIGN = (
     (b"\xff\x0a", "a JPEG XL image"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"MM\0+", "a big-endian BigTIFF image"),  # which Pillow takes for another TIFF
     (b"8BPS", "a Photoshop file"),
     (b"\0\0\1\0", "an icon"),
     (b"FLV\1", "a Flash video"),

@@ -149,6 +149,8 @@ def _decode_with_pillow(
                 raise UnsupportedMedia(f"the tiff image is of a kind that is not read; {CONVERT_IT}") from error
         if name == "heic" and not width and formats.lacks_hevc(data):
             raise UnsupportedMedia("the file is a HEIF image of a kind that is not read; save it as JPEG") from error
+        if name == "bmp" and not width and "unsupported" in str(error).lower():
+            raise UnsupportedMedia("the bmp image is of a kind that is not read; save it as PNG") from error
         raise BrokenMedia(_what_broke(name, error)) from error
     return _info(width, height, name, orientation)
 

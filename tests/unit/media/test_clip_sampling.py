@@ -52,6 +52,17 @@ def test_uniform_sampling_takes_the_middle_of_each_part() -> None:
     assert [clip.start_s, clip.end_s] == pytest.approx([0.0, 160 / 12])
 
 
+def test_several_clips_of_uniform_sampling_take_evenly_spread_places_of_each_part() -> None:
+    clips = sample_clips(spec(mode="uniform"), frames=160, fps=12.0, clips=2)
+    assert [clip.frames for clip in clips] == [tuple(range(2, 160, 10)), tuple(range(7, 160, 10))]
+
+
+def test_a_clip_that_is_shorter_than_a_frame_of_a_slow_file_shows_one_whole() -> None:
+    (clip,) = sample_clips(spec(frames=4, stride=1), frames=10, fps=5.0, clips=1)
+    assert clip.frames == (4, 4, 4, 4)
+    assert [clip.start_s, clip.end_s] == pytest.approx([0.9, 1.1])
+
+
 def test_uniform_sampling_of_a_short_video_repeats_frames_in_order() -> None:
     (clip,) = sample_clips(spec(frames=8, mode="uniform"), frames=4, fps=12.0, clips=1)
     assert clip.frames == (0, 0, 1, 1, 2, 2, 3, 3)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from app.errors import BrokenMedia, UnsupportedMedia
 from app.media import formats, jpeg
+from app.media.colour import to_rgb
 from app.media.spec import ImageSpec
 
 SPEC = ImageSpec(resize_short_side=32, height=32, width=32)
@@ -44,6 +45,18 @@ def tiff(samples: bytes, tags: Mapping[int, Sequence[int]], order: str = "<") ->
     return magic + struct.pack(f"{order}I", at) + samples + directory + bytes(4) + beyond
 
 
+def big_tiff(samples: bytes, tags: Mapping[int, int], order: str = "<") -> bytes:
+    """The same in the form for files beyond 4 GiB, of one sample a pixel."""
+    entries = {
+        WIDTH: 32, HEIGHT: 32, COMPRESSION: 1, SAMPLES: 1, ROWS: 32, STRIP_AT: 16, STRIP_BYTES: len(samples), **tags,
+    }  # fmt: skip
+    directory = struct.pack(f"{order}Q", len(entries))
+    for tag, value in sorted(entries.items()):
+        directory += struct.pack(f"{order}HHQH6x", tag, 3, 1, value)
+    magic = b"II+\0" if order == "<" else b"MM\0+"
+    return magic + struct.pack(f"{order}HHQ", 8, 0, 16 + len(samples)) + samples + directory + bytes(8)
+
+
 def stripes(levels: Sequence[int], type: str) -> NDArray[np.generic]:
     """Four columns of grey, [32, 32]."""
     return np.repeat(np.array(levels, type), 8)[None].repeat(32, 0)
@@ -69,6 +82,69 @@ def test_grey_tiffs_of_16_bits_say_which_end_is_white(compression: int, photomet
     samples = stripes([0, 21845, 43690, 65535], "<u2").tobytes()
     packed = zlib.compress(samples) if compression == 8 else samples
     assert greys(tiff(packed, {BITS: (16,), PHOTOMETRIC: (photometric,), COMPRESSION: (compression,)})) == seen
+
+
+@pytest.mark.parametrize(("photometric", "seen"), [(1, FOUR_GREYS), (0, FOUR_GREYS[::-1])])
+def test_tiffs_in_the_form_for_large_files_are_read(photometric: int, seen: list[int]) -> None:
+    samples = stripes(FOUR_GREYS, "u1").tobytes()
+    assert greys(big_tiff(samples, {BITS: 8, PHOTOMETRIC: photometric})) == seen
+
+
+def test_a_tiff_in_the_form_for_large_files_that_is_of_another_kind_is_not_called_damaged() -> None:
+    samples = stripes(FOUR_GREYS, "u1").tobytes()
+    data = big_tiff(samples, {BITS: 8, COMPRESSION: 33003})
+    with pytest.raises(UnsupportedMedia, match="of a kind that is not read"):
+        decode(data, SPEC)
+    with pytest.raises(BrokenMedia):
+        decode(data[: len(data) // 2], SPEC)
+    with pytest.raises(UnsupportedMedia, match="the file is a big-endian BigTIFF image"):
+        decode(big_tiff(samples, {BITS: 8}, ">"), SPEC)
+
+
+def test_grey_tiffs_of_16_bits_may_begin_with_the_high_byte() -> None:
+    assert greys(tiff(stripes([0, 21845, 43690, 65535], ">u2").tobytes(), {BITS: (16,)}, ">")) == FOUR_GREYS
+
+
+@pytest.mark.parametrize(
+    ("pixel", "extra", "seen"),
+    [
+        ((120, 0, 0, 128), 2, (187, 127, 127)),
+        ((60, 0, 0, 128), 1, (187, 127, 127)),  # its colours are multiplied by its opacity already
+        ((120, 0, 0, 0), 0, (120, 0, 0)),  # what the fourth sample is for is not said
+        ((120, 128), 2, (187, 187, 187)),
+        ((60, 128), 1, (187, 187, 187)),
+    ],
+)
+def test_a_tiff_says_what_its_further_sample_stands_for(
+    pixel: tuple[int, ...], extra: int, seen: tuple[int, int, int]
+) -> None:
+    samples, photometric = len(pixel), 2 if len(pixel) == 4 else 1
+    tags = {BITS: (8,) * samples, SAMPLES: (samples,), PHOTOMETRIC: (photometric,), EXTRA: (extra,)}
+    assert (decode(tiff(bytes(pixel) * 32 * 32, tags), SPEC) == seen).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"),
+    [("RGBa", (227, 157, 147)), ("PA", (255, 255, 255)), ("RGBX", (200, 60, 40)), ("HSV", (200, 60, 40))],
+)
+def test_modes_that_no_file_comes_in_today_would_be_right_too(mode: str, seen: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (4, 4), (200, 60, 40))
+    match mode:
+        case "RGBa":
+            image.putalpha(128)
+        case "PA":
+            image = image.convert("P")
+    image = image.convert(mode)
+    if mode == "PA":
+        image.putalpha(0)
+    row = np.asarray(to_rgb(image)).astype(np.int64)
+    assert image.mode == mode
+    assert np.abs(row - seen).max() <= 2
+
+
+def test_a_tiff_in_a_colour_space_without_a_conversion_is_refused() -> None:
+    with pytest.raises(UnsupportedMedia, match="of the kind 'LAB' are not read"):
+        decode(tiff(bytes((120, 3, 5)) * 32 * 32, {BITS: (8, 8, 8), SAMPLES: (3,), PHOTOMETRIC: (8,)}), SPEC)
 
 
 def test_grey_tiffs_of_12_bits_reach_white() -> None:
@@ -119,6 +195,138 @@ def test_a_jpeg_of_another_kind_is_not_called_damaged(marker: int, bits: int) ->
     data[at + 1], data[at + 4] = marker, bits
     with pytest.raises(UnsupportedMedia, match="12 bits or is lossless or hierarchical, which is not read"):
         decode(bytes(data), SPEC)
+
+
+def bmp(header: bytes) -> bytes:
+    """32 x 32 pixels of one colour behind a header of that many bytes."""
+    pixels = bytes((10, 60, 200)) * 32 * 32
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + pixels
+
+
+def bmp_header(size: int = 40, bits: int = 24, compression: int = 0) -> bytes:
+    known = struct.pack("<IiiHHIIiiII", size, 32, 32, 1, bits, compression, 32 * 32 * 3, 2835, 2835, 0, 0)
+    return known[:size].ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("size", [40, 52, 56, 64, 108, 124])
+def test_bmps_with_headers_of_all_times_are_read(size: int) -> None:
+    assert (decode(bmp(bmp_header(size)), SPEC) == (200, 60, 10)).all()
+    assert (decode(bmp(struct.pack("<IHHHH", 12, 32, 32, 1, 24)), SPEC) == (200, 60, 10)).all()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [bmp_header(16), bmp_header(compression=4), bmp_header(bits=64)],
+    ids=["of OS/2", "a JPEG inside", "of 64 bits"],
+)
+def test_a_bmp_of_another_kind_is_not_called_damaged(header: bytes) -> None:
+    with pytest.raises(UnsupportedMedia, match="the bmp image is of a kind that is not read; save it as PNG"):
+        decode(bmp(header), SPEC)
+
+
+@pytest.mark.parametrize("marker", sorted(set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}))
+def test_the_kinds_of_jpeg_are_told_apart(marker: int) -> None:
+    """T.81, table B.1: Huffman is the fast way's, arithmetic coding Pillow's; the rest is not read."""
+    header = jpeg.read_header(encode(quarters(), "JPEG").replace(b"\xff\xc0", bytes((0xFF, marker))))
+    assert header is not None
+    assert header.plain == (marker in (0xC0, 0xC1, 0xC2))
+    assert header.known == (header.plain or marker in (0xC9, 0xCA))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_jpeg_of_more_than_eight_bits_is_known_as_such(bits: int) -> None:
+    data = bytearray(encode(quarters(), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = bits
+    header = jpeg.read_header(data)
+    assert header is not None
+    assert (header.plain, header.known) == (bits == 8, bits == 8)
+
+
+def segments(data: bytes) -> list[bytes]:
+    """Those of a JPEG after its first marker; the last one is all from the first scan on."""
+    found, at = [], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        found.append(data[at:end])
+        at = end
+    return [*found, data[at:]]
+
+
+@pytest.mark.parametrize("first", ["Huffman tables", "arithmetic conditioning", "padding"])
+def test_what_may_come_before_a_jpegs_frame_header_is_passed_over(first: str) -> None:
+    plain = encode(quarters(), "JPEG")
+    parts = segments(plain)
+    match first:
+        case "Huffman tables":  # as cameras have them
+            parts.sort(key=lambda part: (part[1] == 0xDA, part[1] == 0xC0))
+        case "arithmetic conditioning":
+            parts.insert(0, b"\xff\xcc\0\4\0\x10")
+        case "padding":
+            parts.insert(0, b"\xff\xff\xff")
+    data = plain[:2] + b"".join(parts)
+    assert jpeg.read_header(data) == jpeg.read_header(plain)
+    assert (decode(data, SPEC) == decode(plain, SPEC)).all()
+
+
+def test_a_jpeg_header_that_is_cut_short_anywhere_is_none() -> None:
+    data = encode(quarters(), "JPEG")
+    end = data.index(b"\xff\xc0") + 10
+    assert not any(jpeg.read_header(data[:size]) for size in range(end))
+    assert jpeg.read_header(data[:end])
+
+
+@pytest.mark.parametrize("at", [5, 7])
+def test_a_jpeg_without_height_or_width_is_damaged(at: int) -> None:
+    data = bytearray(encode(quarters(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + at : frame + at + 2] = bytes(2)
+    with pytest.raises(BrokenMedia, match="the jpeg image is damaged"):
+        decode(bytes(data), SPEC)
+
+
+def app1(body: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body
+
+
+def test_of_several_orientations_of_a_jpeg_the_one_that_pillow_takes_counts() -> None:
+    plain = encode(quarters(96, 64), "JPEG")
+    exifs = [app1(encode_exif(value)) for value in (6, 3)]
+    xmp = app1(b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="8"/>')
+    other = app1(b"http://ns.adobe.com/xmp/extension/\0more")
+    for blocks, turned in (
+        (exifs, True),
+        (exifs[::-1], False),
+        ([xmp, other], True),
+        ([other, xmp], True),
+        ([exifs[1], xmp], False),
+    ):
+        info = decode_with_info(plain[:2] + b"".join(blocks) + plain[2:], SPEC)[1]
+        assert (info.width, info.height) == ((64, 96) if turned else (96, 64))
+
+
+def encode_exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def test_the_transparent_level_of_a_png_of_one_bit_is_white() -> None:
+    levels = np.packbits(np.repeat(np.array([0, 1, 0, 1], np.uint8), 8)).tobytes()
+    for hidden, seen in ((0, [255, 255, 255, 255]), (1, [0, 255, 0, 255])):
+        data = (
+            b"\x89PNG\r\n\x1a\n"
+            + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 1, 0, 0, 0, 0))
+            + png_chunk(b"tRNS", struct.pack(">H", hidden))
+            + png_chunk(b"IDAT", zlib.compress((b"\0" + levels) * 32))
+            + png_chunk(b"IEND", b"")
+        )
+        assert greys(data) == seen
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_a_picture_that_is_wholly_transparent_is_white(format: str) -> None:
+    assert (decode(encode(Image.new("RGBA", (32, 32), (200, 0, 0, 0)), format), SPEC) == 255).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4])

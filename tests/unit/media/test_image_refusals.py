@@ -96,6 +96,13 @@ def test_each_limit_says_what_was_found_and_what_is_allowed() -> None:
     decode(data, limits=MediaLimits(max_pixels=60_000, max_side_pixels=300, max_aspect_ratio=1.5, max_bytes=len(data)))
 
 
+def test_a_limit_may_be_set_beyond_the_one_that_pillow_has_by_itself() -> None:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 10_000, 1, 0, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(100)))
+    with pytest.raises(BrokenMedia, match="cut short"):
+        decode(data, limits=MediaLimits(max_pixels=200_000_000))
+
+
 def test_the_limits_hold_for_jpeg_whichever_way_it_goes() -> None:
     for image in (scene(300, 200), scene(300, 200).convert("L")):
         with pytest.raises(LimitExceeded):

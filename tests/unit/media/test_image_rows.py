@@ -23,7 +23,7 @@ from pictures import (
     scene,
     textbook,
 )
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFilter
 
 from app.media import image as image_module
 from app.media import resize
@@ -69,8 +69,9 @@ def without_simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_jpeg_is_resized_without_simd_too(size: tuple[int, int], interpolation: Interpolation) -> None:
     assert not resize.HAS_SIMD
     spec = ImageSpec(256, 224, 224, interpolation=interpolation)
-    data = encode(scene(*size), "JPEG")
-    assert far_off(decode(data, spec), textbook(data, spec)) <= ONE_IN_A_MILLION_OR_SO
+    for picture in (scene, noise):
+        data = encode(picture(*size), "JPEG")
+        assert far_off(decode(data, spec), textbook(data, spec)) <= ONE_IN_A_MILLION_OR_SO
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -84,6 +85,15 @@ def test_bilinear_is_pillows_bilinear(format: str) -> None:
 def test_a_crop_need_not_be_square_nor_smaller_than_the_image() -> None:
     data = encode(scene(100, 80), "JPEG")
     spec = ImageSpec(resize_short_side=240, height=160, width=240)
+    assert far_off(decode(data, spec), textbook(data, spec)) <= ONE_IN_A_MILLION_OR_SO
+
+
+@pytest.mark.parametrize("side", [29, 225, 907])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_crop_may_be_all_of_the_image(format: str, side: int) -> None:
+    """From these sizes to 224 and back, floating-point numbers end beyond the last pixel."""
+    data = encode(scene(side, side), format)
+    spec = ImageSpec(resize_short_side=224, height=224, width=224)
     assert far_off(decode(data, spec), textbook(data, spec)) <= ONE_IN_A_MILLION_OR_SO
 
 
@@ -115,6 +125,13 @@ def test_exact_holds_for_photos_that_go_through_pillow(mode: str) -> None:
     assert far_off(decode(data), textbook(data)) > 0.001
 
 
+@pytest.mark.parametrize("size", [(1500, 2400), (2400, 1500)])
+def test_what_lies_around_the_crop_of_a_large_photo_counts_as_it_does_in_pillow(size: tuple[int, int]) -> None:
+    blots = noise(*size).filter(ImageFilter.BoxBlur(3)).point(lambda level: 255 * (level > 127))
+    data = encode(blots, "JPEG", quality=95)
+    assert far_off(decode(data, EXACT), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
+
+
 def test_a_scaled_photo_is_not_shifted() -> None:
     """An odd size leaves the decoder's last pixel half empty, which must not stretch the rest."""
     pixels = np.zeros((3003, 3001, 3), np.uint8)
@@ -132,6 +149,17 @@ def test_exif_orientation_gives_the_upright_image(format: str, orientation: int)
     row, info = decode_with_info(data)
     assert far_off(row, textbook(data)) <= ONE_IN_A_MILLION_OR_SO
     assert (info.width, info.height) == ((330, 404) if orientation >= 5 else (404, 330))
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 901)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_passes_over_a_turned_image_come_in_the_order_of_the_upright_one(
+    format: str, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(*size).point(lambda level: 255 * (level > 127)), format, exif=exif)
+    assert far_off(decode(data), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])

@@ -12,15 +12,30 @@ from hypothesis import strategies as st
 from pictures import encode
 from PIL import Image
 
+from app.errors import LimitExceeded
 from app.media import formats
 from app.media.geometry import Orientation, center_crop, pillow_resizes_rows_first, resized
 from app.media.heap import keep_freed_memory
 from app.media.jpeg import exif_orientation, read_header, scaling_for
+from app.media.limits import MediaLimits
 from app.media.reader import MemoryFile
 from app.media.spec import DecodeInfo, DecodeJob, ImageSpec, VideoSpec, View, row_shape, rows_of
 
 IMAGE = ImageSpec(256, 224, 192)
 VIDEO = VideoSpec(16, 4, 30.0, "dense", 256, 224, 192)
+
+
+def test_what_is_at_a_limit_is_accepted_and_what_is_beyond_refused_whichever_side_is_the_longer() -> None:
+    limits = MediaLimits(max_side_pixels=300, max_aspect_ratio=3.0, max_video_seconds=10.0)
+    for check in (limits.check_image, limits.check_video_frame):
+        for accepted in ((300, 100), (100, 300), (0, 0)):
+            check(*accepted)
+        for refused in ((301, 200), (200, 301), (300, 99), (99, 300)):
+            with pytest.raises(LimitExceeded):
+                check(*refused)
+    limits.check_video_length(10.0, None)
+    with pytest.raises(LimitExceeded, match="at most 10 s"):
+        limits.check_video_length(10.1, None)
 
 
 def test_rows_and_shapes_follow_from_the_job() -> None:
@@ -124,6 +139,7 @@ def test_a_plan_stays_inside_of_the_image(width: int, height: int, orientation: 
     [
         ((300, 301), (200, 100)), ((300, 300), (200, 100)), ((333, 500), (256, 384)), ((300, 901), (256, 768)),
         ((600, 400), (386, 256)), ((210, 122), (200, 100)), ((100, 300), (200, 600)), ((100, 102), (200, 100)),
+        ((100, 100), (200, 200)),
     ],
 )  # fmt: skip
 def test_the_order_of_the_passes_is_that_of_the_pillow_installed(
@@ -140,7 +156,7 @@ def test_the_order_of_the_passes_is_that_of_the_pillow_installed(
 
 
 def test_nonsense_in_the_orientation_tag_means_upright() -> None:
-    for value in (0, 9, -1, None, "6", (6,)):
+    for value in (0, 9, -1, None, "6", (6,), 6.0, [6]):
         assert Orientation.from_exif(value) == Orientation()
 
 

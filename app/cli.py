@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from app.errors import HieraError
+from app.open_files import open_standard_files
 from app.settings import SettingsError
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> exit status`; only the one asked for is imported.
@@ -27,13 +28,12 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 when it failed, 2 when it was called or set up wrongly."""
+    open_standard_files()
     try:
         try:
             return _main(argv)
         finally:
-            # Now: what the interpreter cannot write at its end, it complains of. (Standard output may be closed.)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()  # now: what the interpreter cannot write at its end, it complains of
     except BrokenPipeError:
         if _is_read():
             raise

@@ -49,8 +49,8 @@ def match_classes(folders: Sequence[str], labels: Sequence[str]) -> ClassNames:
     if len(folders) == len(labels):
         return ClassNames({name: frozenset([place]) for place, name in enumerate(folders)}, "by the order of names")
     raise InvalidParameter(
-        f"{_listed(unknown)}: no such class, and {len(folders):,} folders are not as many as the {len(labels):,} "
-        "classes, which could be told by their order then"
+        f"{_listed(unknown)}: no such class; names that are no labels are told by their order, but only if there are "
+        f"as many as classes ({len(labels):,}), and not {len(folders):,}"
     )
 
 

@@ -13,14 +13,13 @@ from app.commands.answer_lines import json_line, result_of, results_file, text_l
 from app.commands.file_lists import files_of
 from app.commands.local_model import task_of_model
 from app.commands.many_files import Answer, ManyFiles, UnreadableFile
-from app.commands.setting_flags import settings_from
+from app.commands.setting_flags import settings_here
 from app.errors import InvalidParameter
 from app.load.request import shown, task_of
 from app.load.table import text_table
 from app.open_files import allow_open_files
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.settings import Settings
-from app.telemetry import logs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         SettingsError, HieraError: a setting, an option, the model or, if it is the only one, the file is at fault.
     """
-    settings = settings_from(arguments)
-    logs.configure(settings.log_format, "warning")
+    settings = settings_here(arguments)
     options = ClassifyOptions(
         arguments.model, arguments.top_k, None, arguments.clips, arguments.crops, arguments.features
     )

@@ -17,7 +17,7 @@ from app.commands.class_names import ClassNames, match_classes
 from app.commands.file_lists import ClassFolder, class_folders
 from app.commands.local_model import first_choice, task_of_model
 from app.commands.many_files import ManyFiles
-from app.commands.setting_flags import settings_from
+from app.commands.setting_flags import settings_here
 from app.errors import InvalidParameter
 from app.load.request import shown, task_of
 from app.load.table import text_table
@@ -25,7 +25,6 @@ from app.open_files import allow_open_files
 from app.repository.manifest import Manifest
 from app.repository.store import LABELS, read_labels
 from app.serving.results import ClassifyOptions, Task
-from app.telemetry import logs
 
 _WORST = 10  # classes that the table has
 
@@ -63,8 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         SettingsError, HieraError: a setting, an option, the folder or the model is at fault.
     """
-    settings = settings_from(arguments)
-    logs.configure(settings.log_format, "warning")
+    settings = settings_here(arguments)
     packages = settings.model_repository
     task = arguments.task or (task_of_model(packages, arguments.model) if arguments.model else None)
     folders = class_folders(arguments.folder, task)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app.api.schemas import Models
 from app.commands.api_key import api_key
-from app.commands.setting_flags import settings_from
+from app.commands.setting_flags import settings_here
 from app.errors import PackageError, Unavailable
 from app.load.ask import ask
 from app.load.table import text_table
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.url:
         return _from_server(arguments.url, arguments.api_key, as_json=arguments.json)
-    return _from_folder(settings_from(arguments).model_repository, as_json=arguments.json)
+    return _from_folder(settings_here(arguments).model_repository, as_json=arguments.json)
 
 
 def _from_folder(root: Path, *, as_json: bool) -> int:

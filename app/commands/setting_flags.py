@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from typing import Any, get_args
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from app.settings import Settings, load_settings, variable_of
+from app.settings import Settings, load_settings, unknown_variables, variable_of
+from app.telemetry import logs
 
+_log = logging.getLogger("hiera.settings")
 _UNITS = ("bytes_per_second", "seconds", "bytes", "pixels", "rows", "ms", "frames")
 _SECTION = re.compile(r"    # (\w[\w ]*)$")
 _FIELD = re.compile(r"    (\w+): ")
@@ -84,6 +88,19 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         if name.startswith(prefix) and value not in (None, "")
     }
     return load_settings(given)
+
+
+def settings_here(arguments: argparse.Namespace) -> Settings:
+    """The same for a command that does its work in this process, and has a log of warnings alone.
+
+    Raises:
+        SettingsError: a value is wrong.
+    """
+    settings = settings_from(arguments)
+    logs.configure(settings.log_format, "warning")
+    for warning in unknown_variables(os.environ):
+        _log.warning("%s", warning)
+    return settings
 
 
 def markdown() -> str:

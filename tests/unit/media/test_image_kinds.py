@@ -154,6 +154,9 @@ def test_grey_tiffs_of_12_bits_reach_white() -> None:
 def test_planes_of_8_bits_are_read_and_uncompressed_ones_of_16_refused() -> None:
     rgb = {BITS: (8, 8, 8), SAMPLES: (3,), PHOTOMETRIC: (2,), PLANES: (2,)}
     planes = np.stack([stripes(level, "u1") for level in ([255] * 4, [128] * 4, [0] * 4)])
+    packed = [zlib.compress((plane.astype("<u2") * 257).tobytes()) for plane in planes]
+    strips = b"".join(each.ljust(max(map(len, packed)), b"\0") for each in packed)
+    assert (decode(tiff(strips, {**rgb, BITS: (16, 16, 16), COMPRESSION: (8,)}), SPEC) == (255, 128, 0)).all()
     assert (decode(tiff(planes.tobytes(), rgb), SPEC) == (255, 128, 0)).all()
     sixteen = tiff((planes.astype("<u2") * 257).tobytes(), {**rgb, BITS: (16, 16, 16)})
     with pytest.raises(UnsupportedMedia, match="planes of 16 bits are stored one after the other"):
@@ -177,6 +180,12 @@ def test_a_sound_tiff_of_another_kind_is_not_called_damaged(
     data = tiff(stripes(FOUR_GREYS, type).tobytes(), tags, order)
     with pytest.raises(UnsupportedMedia, match="of a kind that is not read; convert it to 8 or 16 bits"):
         decode(data, SPEC)
+
+
+def test_a_tiff_of_a_kind_that_is_read_whose_pixels_are_spoilt_is_damaged() -> None:
+    spoilt = b"\xff" * 200
+    with pytest.raises(BrokenMedia, match="the tiff image is damaged"):
+        decode(tiff(spoilt, {BITS: (8,), COMPRESSION: (8,)}), SPEC)
 
 
 def test_a_tiff_without_its_directory_is_damaged() -> None:
@@ -345,7 +354,7 @@ def test_the_transparent_level_of_a_png_of_few_bits_is_white(bits: int) -> None:
 
 
 def test_the_transparent_colour_of_a_png_of_16_bits_is_white() -> None:
-    colours = np.array([(9, 200, 30), (50, 50, 50), (200, 30, 40), (0, 0, 0)], ">u2") * 257
+    colours = (np.array([(9, 200, 30), (50, 50, 50), (200, 30, 40), (0, 0, 0)]) * 256 + 17).astype(">u2")
     line = np.repeat(colours, 8, axis=0).tobytes()
     data = (
         b"\x89PNG\r\n\x1a\n"

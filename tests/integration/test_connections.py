@@ -291,6 +291,11 @@ def test_headers_that_do_not_come_are_not_waited_for(impatient: RunningServer) -
         with connect(impatient.port) as connection:
             connection.sendall(begun)
             assert read_response(connection).status == 408
+    with connect(impatient.port) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert read_response(connection).status == 200
+        connection.sendall(b"GET /models HTTP/1.1\r\nHost: te")  # a later head is waited for no longer than the first
+        assert read_response(connection).status == 408
 
 
 def test_headers_that_are_too_large_are_refused(impatient: RunningServer) -> None:

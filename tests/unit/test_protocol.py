@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvicorn
@@ -36,11 +37,11 @@ class OpenGate(Gate):
 class House:
     """A server in this process, which answers when `open` is set, and whose reads can be waited for."""
 
-    def __init__(self, max_connections: int = 10, max_open: int = sys.maxsize) -> None:
+    def __init__(self, max_connections: int = 10, max_open: int = sys.maxsize, header_timeout_s: float = 60.0) -> None:
         self.open = asyncio.Event()
         self.state = ServerState()
         self._read = 0
-        limits = ConnectionLimits(max_connections, 60.0, 4096, 60.0, max_open)
+        limits = ConnectionLimits(max_connections, header_timeout_s, 4096, 60.0, max_open)
         config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, timeout_keep_alive=60)
         config.load()
 
@@ -108,6 +109,23 @@ def test_trailers_are_bounded_as_headers_are() -> None:
     asyncio.run(scenario())
 
 
+def test_trailers_are_no_part_of_the_head_that_follows() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.open.set()
+        async with connections(house, 1) as (connection,):
+            field = b"X: " + b"y" * 2500 + b"\r\n"
+            await house.send(connection, CHUNKED + b"0\r\n" + field + b"\r\n")
+            for piece in (GET[:-2], field, b"\r\n"):
+                await house.send(connection, piece)
+            for _ in range(2):
+                head = await connection[0].readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                await connection[0].readexactly(len(b"yes"))
+
+    asyncio.run(scenario())
+
+
 def test_the_sizes_of_many_chunks_are_no_large_header() -> None:
     async def scenario() -> None:
         house = House()
@@ -153,6 +171,72 @@ def test_refused_connections_that_linger_are_few_and_take_nobodys_place() -> Non
             async with connections(house, 1) as (late,):
                 await house.send(late, GET)
                 assert (await late[0].readline()).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(scenario())
+
+
+def test_a_place_that_lingers_is_free_once_and_no_more() -> None:
+    async def scenario() -> None:
+        house = House(max_connections=1, max_open=5)
+        async with connections(house, 3) as (served, refused, late):
+            await house.send(served, CHUNKED)
+            await house.send(refused, CHUNKED)
+            assert (await rest(refused)).startswith(b"HTTP/1.1 503")
+            refused[1].close()
+            await until(lambda: len(house.state.connections) == 2)
+            await house.send(late, CHUNKED)
+            assert (await rest(late)).startswith(b"HTTP/1.1 503")
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_came_when_all_were_taken_is_served_once_one_is_free() -> None:
+    async def scenario() -> None:
+        house = House(max_connections=1)
+        house.open.set()
+        async with connections(house, 2) as (first, second):
+            await until(lambda: len(house.state.connections) == 2)
+            first[1].close()
+            await until(lambda: len(house.state.connections) == 1)
+            await house.send(second, GET)
+            assert (await second[0].readline()).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(scenario())
+
+
+def test_connections_beyond_all_bounds_are_closed_without_a_word() -> None:
+    async def scenario() -> None:
+        house = House(max_connections=1, max_open=3)
+        async with connections(house, 4) as (*_, beyond):
+            assert await rest(beyond) == b""
+            await until(lambda: len(house.state.connections) == 3)
+
+    asyncio.run(scenario())
+
+
+def test_a_head_that_is_there_in_time_may_be_answered_late() -> None:
+    async def scenario() -> None:
+        house = House(header_timeout_s=1.0)
+        async with connections(house, 1) as (connection,):
+            await house.send(connection, GET[:20])
+            await house.send(connection, GET[20:])
+            await asyncio.sleep(1.1)
+            house.open.set()
+            assert (await connection[0].readline()).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(scenario())
+
+
+def test_who_has_begun_another_head_is_no_longer_idle() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.open.set()
+        async with connections(house, 1) as (connection,):
+            await house.send(connection, GET)
+            protocol: Any = next(iter(house.state.connections))
+            await until(lambda: protocol.timeout_keep_alive_task is not None)
+            await house.send(connection, GET[:20])
+            assert protocol.timeout_keep_alive_task is None
 
     asyncio.run(scenario())
 

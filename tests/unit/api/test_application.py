@@ -20,10 +20,9 @@ from fastapi import FastAPI
 from app.api.application import build_application
 from app.api.body import UploadPace
 from app.api.classify import ClassifyBounds
-from app.api.exchange import Exchange
 from app.api.gate import Gate
 from app.api.keys import KeyRing
-from app.api.middleware import AnswerFailures
+from app.api.middleware import AnswerFailures, RecordExchanges
 from app.api.query import QueryLimits
 from app.api.routes import Parts
 from app.api.uploads import UploadLimits
@@ -316,7 +315,8 @@ def test_a_caller_that_leaves_ends_the_work_and_gives_the_room_back(log: io.Stri
 
 
 def test_probes_that_went_well_are_no_news(log: io.StringIO) -> None:
-    ask(build(SteeredService()), "GET", "/health/ready")
+    for path in ("/health/ready", "/health/live", "/v2/health/ready", "/metrics"):
+        assert ask(build(SteeredService()), "GET", path).status_code == 200
     ask(build(SteeredService(), Condition(unready="loading")), "GET", "/health/ready")
     assert [line["status"] for line in lines(log) if line["logger"] == "hiera.access"] == [503]
 
@@ -360,8 +360,44 @@ def test_the_access_line_has_the_stages_and_neither_query_nor_payload(log: io.St
     stages = ["upload_ms", "decode_ms", "queue_ms", "inference_ms", "postprocess_ms"]
     assert [name for name in line if name.endswith("_ms") and name != "duration_ms"] == stages
     assert line["decode_ms"] == 4.0
+    assert line["client"] == "127.0.0.1"
     assert "private" not in log.getvalue()
     assert "top_k" not in str(line)
+
+
+def test_the_access_line_has_the_milliseconds_the_id_and_no_more_than_200_letters_of_the_path(log: io.StringIO) -> None:
+    service = SteeredService(lambda: asyncio.sleep(0.05, ANSWER))
+    ask(build(service), "POST", "/classify/image", files={"file": b"x"}, headers={"X-Request-ID": "r-5"})
+    ask(build(SteeredService()), "GET", "/" + "x" * 500)
+    posted, got = (line for line in lines(log) if line["logger"] == "hiera.access")
+    assert (posted["request_id"], posted["duration_ms"] >= 50) == ("r-5", True)
+    assert got["path"] == "/" + "x" * 199
+
+
+def test_the_access_line_names_the_key_that_opened_or_else_the_one_that_did_not_fit(log: io.StringIO) -> None:
+    app = build(SteeredService(), keys=KeyRing(["alice:secret"]), admin_keys=KeyRing(["op:admin-secret"]))
+    for headers in (
+        {"X-API-Key": "secret"},
+        {"X-API-Key": "admin-secret"},
+        {"X-API-Key": "secret", "Authorization": "Bearer admin-secret"},
+    ):
+        ask(app, "POST", "/classify/image", files={"file": b"x"}, headers=headers)
+    access = [line for line in lines(log) if line["logger"] == "hiera.access"]
+    assert [(line["status"], line["key"]) for line in access] == [(200, "alice"), (403, "op"), (200, "alice")]
+
+
+def test_a_head_needs_a_key_as_a_get_does() -> None:
+    locked = build(SteeredService(), keys=KeyRing(["alice:secret"]), metrics_need_key=True)
+    for path in ("/models", "/models/m", "/metrics", "/v2/models/m"):
+        assert (ask(locked, "HEAD", path).status_code, ask(locked, "GET", path).status_code) == (401, 401)
+    assert ask(locked, "HEAD", "/metrics", headers={"X-API-Key": "secret"}).status_code == 200
+
+
+def test_a_problem_is_told_to_each_protocol_as_it_has_it() -> None:
+    locked = build(SteeredService(), keys=KeyRing(["alice:secret"]))
+    inference = ask(locked, "GET", "/v2/models/m").json()
+    assert inference["error"] == inference["detail"]
+    assert "error" not in ask(locked, "GET", "/models").json()
 
 
 def test_the_document_tells_of_keys_that_are_for_other_calls() -> None:
@@ -479,15 +515,28 @@ def test_a_request_of_several_files_tells_of_the_slowest_of_each_stage() -> None
     assert "decode;dur=500.000, queue;dur=3.000, inference;dur=400.000" in response.headers["server-timing"]
 
 
-def test_a_cancellation_after_the_answer_began_is_no_second_answer() -> None:
+@pytest.mark.parametrize("error", [asyncio.CancelledError, ValueError])
+def test_what_ends_an_answer_halfway_is_no_second_answer_and_is_logged(
+    error: type[BaseException], log: io.StringIO
+) -> None:
     async def half(scope: Any, receive: Any, send: Any) -> None:
-        exchange.status = 200
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        raise asyncio.CancelledError
+        raise error
 
     channel = Channel()
-    exchange = Exchange("r", None)
-    exchange.bind(channel.scope)
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(AnswerFailures(half)(channel.scope, channel.receive, channel.send))
+    with pytest.raises(error):
+        asyncio.run(RecordExchanges(AnswerFailures(half), Metrics(), {})(channel.scope, channel.receive, channel.send))
     assert [message["type"] for message in channel.sent] == ["http.response.start"]
+    assert (b"x-content-type-options", b"nosniff") in channel.sent[0]["headers"]
+    assert [line["status"] for line in lines(log) if line["logger"] == "hiera.access"] == [200]
+
+
+def test_a_request_without_an_answer_is_not_counted_as_one() -> None:
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    channel, metrics = Channel(), Metrics()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(RecordExchanges(silent, metrics, {"/": "image"})(channel.scope, channel.receive, channel.send))
+    labels = {"task": "image", "model": "none", "code": "0"}
+    assert metrics.registry.get_sample_value("hiera_requests_total", labels) is None

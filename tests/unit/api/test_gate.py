@@ -34,13 +34,14 @@ class Full:
         self.error: Overloaded | None = FULL
         self.now = 100.0
         self.asked: list[tuple[Task, ClassifyOptions, int, int]] = []
-        self.told: list[str] = []
+        self.told: list[tuple[str, float]] = []
 
     def refusal(
         self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int
     ) -> Overloaded | None:
         self.asked.append((task, options, files, body_bytes))
         assert started == self.now
+        self.now += 0.002
         return self.error
 
 
@@ -48,7 +49,7 @@ def guarding(judge: Full, *keys: str) -> Gate:
     limits = QueryLimits(max_timeout_ms=1000, max_clips=4)
     parsers: dict[Task, QueryParser] = {"image": QueryParser("image", limits), "video": QueryParser("video", limits)}
     paths: dict[str, Task] = {"/classify/image": "image", "/classify/video": "video"}
-    gate = Gate(judge, parsers, paths, KeyRing(keys), lambda task, seconds: judge.told.append(task), lambda: judge.now)
+    gate = Gate(judge, parsers, paths, KeyRing(keys), lambda *told: judge.told.append(told), lambda: judge.now)
     gate.guard()
     return gate
 
@@ -74,8 +75,9 @@ def test_it_refuses_as_the_application_would() -> None:
     problem = json.loads(body)
     assert (problem["status"], problem["code"], problem["request_id"]) == (429, "overloaded", "mine")
     assert problem["detail"] == "the queue is full."
+    assert lines[-1] == "server-timing: total;dur=2.000"
     assert judge.asked == [("image", ClassifyOptions(top_k=5), 1, 3)]
-    assert judge.told == ["image"]
+    assert [(task, round(seconds, 6)) for task, seconds in judge.told] == [("image", 0.002)]
 
 
 def test_it_asks_about_each_request_and_lets_in_whom_admission_would_let_in() -> None:
@@ -84,11 +86,12 @@ def test_it_asks_about_each_request_and_lets_in_whom_admission_would_let_in() ->
     assert answer(gate)
     judge.error = None
     assert answer(gate) is None
-    judge.error = Overloaded("the queue cannot make the deadline", retry_after_s=7.2)
+    judge.error = Overloaded("the queue cannot make the deadline", retry_after_s=7.2, code="too_late")
     given = answer(gate)
     assert given is not None
     assert b"retry-after: 8" in given
     assert b"cannot make the deadline" in given
+    assert b'"code":"too_late"' in given
 
 
 def test_who_was_let_in_a_moment_ago_counts_before_admission_has_heard_of_them() -> None:
@@ -97,13 +100,13 @@ def test_who_was_let_in_a_moment_ago_counts_before_admission_has_heard_of_them()
     gate = guarding(judge)
 
     async def scene() -> None:
-        for _ in range(3):  # that came together
-            assert gate.answer(URL, HEADERS) is None
-        await asyncio.sleep(0)
-        assert gate.answer(URL, HEADERS) is None
+        for together in (1, 3, 1):
+            for _ in range(together):
+                assert gate.answer(URL, HEADERS) is None
+            await asyncio.sleep(0)
 
     asyncio.run(scene())
-    assert [files for _, _, files, _ in judge.asked] == [1, 2, 3, 1]
+    assert [files for _, _, files, _ in judge.asked] == [1, 1, 2, 3, 1]
 
 
 def test_it_asks_nobody_unless_a_request_was_refused_within_the_last_second() -> None:
@@ -134,12 +137,20 @@ def test_it_asks_nobody_unless_a_request_was_refused_within_the_last_second() ->
         (URL, [*HEADERS, (b"origin", b"https://page")]),
         (URL, [*HEADERS, (b"content-encoding", b"gzip")]),
         (URL, [*HEADERS, (b"traceparent", b"00-1-1-01")]),
+        (URL, [*HEADERS, (b"upgrade", b"h2c")]),
     ],
 )
 def test_what_needs_more_than_a_refusal_is_let_through(url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     judge = Full()
     assert answer(guarding(judge), url, headers) is None
     assert not judge.asked
+
+
+def test_a_body_is_read_away_up_to_a_mebibyte() -> None:
+    gate = guarding(Full())
+    for length, is_refused in ((1 << 20, True), ((1 << 20) + 1, False)):
+        headers = [*HEADERS[:2], (b"content-length", b"%d" % length)]
+        assert (answer(gate, headers=headers) is not None) == is_refused
 
 
 def test_each_boundary_key_and_query_is_refused_alike() -> None:
@@ -181,6 +192,7 @@ def test_one_line_tells_of_all_that_were_refused_within_a_second(
         ("/classify/video", 1),
         ("/classify/image", 1),
     ]
+    assert {(each["method"], each["status"], each["code"]) for each in fields} == {("POST", 429, "overloaded")}
 
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
@@ -206,12 +218,14 @@ async def connection(gate: Gate, asked: list[bytes], keep_alive_s: float = 60.0)
     config = uvicorn.Config(application, lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
+    state.default_headers = [(b"date", b"today")]
     server = await loop.create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)  # type: ignore[call-arg]
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
 
     async def exchange(sent: bytes) -> bytes:
         writer.write(sent)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert b"\r\ndate: today\r\n" in head
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
         return head.split(b"\r\n")[0] + b" " + await reader.readexactly(int(length.split(b":")[1]))
 
@@ -268,10 +282,11 @@ def test_only_posts_are_refused() -> None:
     asyncio.run(scenario())
 
 
-def test_a_refused_sender_that_stops_in_its_body_is_hung_up_on() -> None:
+@pytest.mark.parametrize("size", [6, 1])
+def test_a_refused_sender_that_stops_in_its_body_or_behind_it_is_hung_up_on(size: int) -> None:
     async def scenario() -> None:
         async with connection(guarding(Full()), [], keep_alive_s=0.1) as exchange:
-            assert (await exchange(post(b"a", size=6))).startswith(b"HTTP/1.1 429")
+            assert (await exchange(post(b"a", size))).startswith(b"HTTP/1.1 429")
             rest = await asyncio.wait_for(exchange.reader.read(), 10)  # type: ignore[attr-defined]
             assert rest == b""
 

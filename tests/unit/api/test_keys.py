@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,11 +40,14 @@ def test_every_key_is_compared_whichever_fits_and_as_a_digest(monkeypatch: pytes
 
 
 def test_a_key_is_known_by_its_name() -> None:
-    keys = KeyRing(["alice:aaa", "bob:b:b:b", "plain"])
+    keys = KeyRing(["alice:aaa", "bob:b:b:b", "plain", " dave : ddd "])
     assert keys.required
     assert [keys.name_of(sent(secret)) for secret in ("aaa", "b:b:b", "plain")] == ["alice", "bob", "key3"]
+    assert [keys.name_of(sent(secret)) for secret in (" aaa ", "ddd")] == ["alice", "dave"]
     assert [keys.name_of(sent(secret)) for secret in ("aa", "aaaa", "", "alice", "AAA")] == [None] * 5
-    assert keys.name_of([(b"authorization", b"Bearer aaa")]) == "alice"
+    for scheme in (b"Bearer ", b"bearer ", b"BEARER  "):
+        assert keys.name_of([(b"authorization", scheme + b"aaa")]) == "alice"
+    assert keys.name_of([(b"authorization", b"Digest aaa")]) is None
     assert keys.name_of([]) is None
 
 
@@ -58,7 +64,7 @@ def test_a_key_is_found_among_secrets_for_others_and_few_are_looked_at(monkeypat
     assert len(compared) == 8 * 2
 
 
-@pytest.mark.parametrize("entry", ["", ":", "alice:", ":xyzzy", "alice:two words", "alice:xy\x00"])
+@pytest.mark.parametrize("entry", ["", ":", "alice:", ":xyzzy", "alice:two words", "alice:xy\x00", "a\x00:xyzzy"])
 def test_an_entry_that_is_no_key_is_refused_without_showing_it(entry: str) -> None:
     with pytest.raises(ValueError, match="API key 1 is not of the form") as raised:
         KeyRing([entry])
@@ -91,13 +97,79 @@ def test_a_file_of_keys_closes_the_server_even_while_it_is_empty(tmp_path: Path)
     assert KeyRing(file=file).required
 
 
-def test_a_key_that_gives_way_to_one_of_its_length_opens_nothing_more(tmp_path: Path) -> None:
+def _a_moment_later(file: Path) -> None:
+    file.write_text("alice:two\n")
+    os.utime(file, ns=(9, 10))
+
+
+def _longer(file: Path) -> None:
+    file.write_text("alice:two\n\n")
+    os.utime(file, ns=(9, 9))
+
+
+def _another_file(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_text("alice:two\n")
+    os.utime(other, ns=(9, 9))
+    other.rename(file)
+
+
+@pytest.mark.parametrize("change", [_a_moment_later, _longer, _another_file])
+def test_a_key_that_gives_way_to_another_opens_nothing_more(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    now = [0.0]
+    file = tmp_path / "keys"
+    file.write_text("alice:one\n")
+    os.utime(file, ns=(9, 9))
+    keys = KeyRing((), file, clock=lambda: now[0])
+    change(file)
+    now[0] += 2
+    assert keys.name_of(sent("two")) == "alice"
+    assert keys.name_of(sent("one")) is None
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    class Changing(type(tmp_path)):  # type: ignore[misc]
+        def read_text(self, *how: Any, **more: Any) -> str:
+            text: str = super().read_text(*how, **more)
+            if text == "alice:one\n":
+                self.write_text("alice:another\n")
+            return text
+
+    now = [0.0]
+    file = Changing(tmp_path / "keys")
+    file.write_text("alice:one\n")
+    keys = KeyRing((), file, clock=lambda: now[0])
+    now[0] += 2
+    assert keys.name_of(sent("another")) == "alice"
+
+
+def test_the_log_tells_of_a_change_once_and_of_a_file_that_is_gone_once_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     now = [0.0]
     file = tmp_path / "keys"
     file.write_text("alice:one\n")
     keys = KeyRing((), file, clock=lambda: now[0])
-    file.write_text("alice:two\n")
-    os.utime(file, (9, 9))
-    now[0] += 2
-    assert keys.name_of(sent("two")) == "alice"
-    assert keys.name_of(sent("one")) is None
+
+    def ask_for_three_seconds() -> list[str]:
+        caplog.clear()
+        for _ in range(3):
+            now[0] += 1
+            keys.name_of(sent("one"))
+            keys.name_of(sent("one"))
+        return [record.levelname for record in caplog.records]
+
+    with caplog.at_level(logging.INFO):
+        assert ask_for_three_seconds() == []
+        file.write_text("alice:one\nbob:two\n")
+        assert ask_for_three_seconds() == ["INFO"]
+        file.unlink()
+        assert ask_for_three_seconds() == ["WARNING"] * 3
+    assert "the last ones stay in force" in caplog.text
+
+
+def test_rings_share_a_secret_wherever_they_have_it_from(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alice:one\n")
+    assert KeyRing(["bob:two"], file).shares_a_secret_with(KeyRing(["op:one"]))
+    assert not KeyRing(["bob:two"], file).shares_a_secret_with(KeyRing(["alice:three"]))

@@ -97,6 +97,26 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol_module, "_LINGER", UnreadBounds(linger_bytes=10_000, linger_s=600))
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET.replace(b"/ ", b"/" + b"x" * 4100 + b" "),
+        GET[:-2] + b"X: " + b"y" * 4100 + b"\r\n\r\n",
+        GET[:-2] + b"a:b\r\n" * 700 + b"\r\n",
+    ],
+    ids=["its address", "one field", "many fields"],
+)
+def test_a_head_that_comes_at_once_is_bounded_with_all_that_is_in_it(head: bytes) -> None:
+    async def scenario() -> None:
+        house = House()
+        house.open.set()
+        async with connections(house, 1) as (connection,):
+            await house.send(connection, head)
+            assert (await rest(connection)).startswith(b"HTTP/1.1 431")
+
+    asyncio.run(scenario())
+
+
 def test_trailers_are_bounded_as_headers_are() -> None:
     async def scenario() -> None:
         house = House()

@@ -274,10 +274,19 @@ def test_requests_sent_one_after_the_other_without_waiting_are_answered_in_order
     asyncio.run(scenario())
 
 
-def test_only_posts_are_refused() -> None:
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        post(b"abc", method=b"PUT"),
+        post(b"abc").replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"host: test", b"connection: keep-alive"),
+        post(b"abc").replace(b"host: test", b"host: test\r\nconnection: close"),
+    ],
+    ids=["PUT", "HTTP/1.0", "the last one"],
+)
+def test_only_posts_that_keep_their_connection_are_refused(request_bytes: bytes) -> None:
     async def scenario() -> None:
         async with connection(guarding(Full()), []) as exchange:
-            assert (await exchange(post(b"abc", method=b"PUT"))).startswith(b"HTTP/1.1 200")
+            assert (await exchange(request_bytes)).startswith(b"HTTP/1.1 200")
 
     asyncio.run(scenario())
 
@@ -289,6 +298,18 @@ def test_a_refused_sender_that_stops_in_its_body_or_behind_it_is_hung_up_on(size
             assert (await exchange(post(b"a", size))).startswith(b"HTTP/1.1 429")
             rest = await asyncio.wait_for(exchange.reader.read(), 10)  # type: ignore[attr-defined]
             assert rest == b""
+
+    asyncio.run(scenario())
+
+
+def test_a_request_behind_one_that_was_answered_and_one_that_was_refused_may_take_its_time() -> None:
+    async def scenario() -> None:
+        judge = Full()
+        async with connection(guarding(judge), [], keep_alive_s=0.4) as exchange:
+            for error, status in ((None, b"200"), (FULL, b"429"), (None, b"200")):
+                judge.error = error
+                answer = await exchange(post(b"slow"))
+                assert answer[9:12] == status
 
     asyncio.run(scenario())
 

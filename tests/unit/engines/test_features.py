@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from feature_graph import add_features, features_in
 from host_device import HostDevice
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from app.engines.base import Engine, Graph, feature_dim, features_of
 from app.engines.factory import EngineOptions, create_engine, create_streams
@@ -100,6 +101,32 @@ def test_features_of_another_type_or_rank_are_none_and_the_graph_is_served(
     with pytest.raises(EngineError, match="gives no features of this model"):
         features_of(engine)
     engine.close()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_features_that_grow_with_the_batch_are_none_and_the_graph_is_served(name: str, make_graph: MakeGraph) -> None:
+    path = make_graph()
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Transpose", ["mean"], ["features"], perm=[1, 0]))
+    model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, [3, "n"]))
+    onnx.save(model, path)
+    engine = build(name, path)
+    assert engine.run(draw(2)).shape == (2, 5)
+    assert feature_dim(engine) == 0
+    engine.close()
+
+
+def test_features_that_cannot_be_fetched_are_the_engines_error(make_graph: MakeGraph) -> None:
+    engine = build("openvino", add_features(make_graph()))
+    engine.run(draw(2))
+
+    class Gone:
+        def get_tensor(self, name: str) -> None:
+            raise RuntimeError("no such tensor")
+
+    engine._request = Gone()  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="no features of the last batch: no such tensor"):
+        features_of(engine)
 
 
 def test_streams_and_twins_each_have_the_features_of_their_own_batch(make_graph: MakeGraph) -> None:

@@ -70,7 +70,9 @@ def test_what_was_compiled_is_used_again_for_the_same_and_for_nothing_else(tmp_p
     assert library.compiled == 2
 
 
-@pytest.mark.parametrize("damage", ["a byte", "its end", "all", "gone", "more"])
+@pytest.mark.parametrize(
+    "damage", ["a byte", "its end", "all", "gone", "more", "its digests", "no digests but a folder"]
+)
 def test_what_the_disk_has_damaged_is_made_again(
     tmp_path: Path, library: Library, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,6 +88,11 @@ def test_what_the_disk_has_damaged_is_made_again(
             blob(tmp_path).unlink()
         case "more":
             blob(tmp_path).with_name("another").touch()
+        case "its digests":
+            blob(tmp_path).with_name("digests.json").write_bytes(b"\0\xff{")
+        case "no digests but a folder":
+            blob(tmp_path).with_name("digests.json").unlink()
+            blob(tmp_path).with_name("digests.json").mkdir()
     assert keep_compiled(tmp_path, "one", library) == keep_compiled(tmp_path, "one", library) == b"compiled"
     assert library.compiled == 2
     assert "made again" in caplog.text
@@ -102,7 +109,7 @@ def test_who_has_mapped_a_file_keeps_it_when_another_makes_it_again(tmp_path: Pa
 
 
 def test_while_another_process_compiles_the_same_nothing_is_kept_and_nobody_waits(
-    tmp_path: Path, library: Library
+    tmp_path: Path, library: Library, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep_compiled(tmp_path, "one", library)
     blob(tmp_path).unlink()
@@ -112,6 +119,7 @@ def test_while_another_process_compiles_the_same_nothing_is_kept_and_nobody_wait
         assert keep_compiled(tmp_path, "one", library) == b"compiled"
     assert library.folders[-1] is None
     assert not list(tmp_path.glob("*/blob"))
+    assert "not kept" not in caplog.text
 
 
 def test_what_a_killed_process_left_unfinished_is_not_used_and_goes(tmp_path: Path, library: Library) -> None:
@@ -145,7 +153,20 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     with caplog.at_level(logging.WARNING):
         assert keep_compiled(tmp_path / "file", "one", library) == b"compiled"
     assert library.folders == [None]
-    assert "not kept" in caplog.text
+    assert [record.message.partition(" in ")[0] for record in caplog.records] == ["compiled models are not kept"]
+
+
+def test_what_cannot_be_put_in_its_place_is_used_this_once(
+    tmp_path: Path, library: Library, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert keep_compiled(tmp_path, "one", library) == b"compiled"
+    assert library.compiled == 1
+    assert "a compiled model is not kept for the next start" in caplog.text
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_what_was_not_used_for_a_month_goes_when_something_new_comes(tmp_path: Path, library: Library) -> None:
@@ -162,6 +183,14 @@ def test_what_was_not_used_for_a_month_goes_when_something_new_comes(tmp_path: P
     assert library.compiled == 3
     keep_compiled(tmp_path, "old", library)
     assert library.compiled == 4
+
+
+def test_what_was_used_within_a_month_stays(tmp_path: Path, library: Library) -> None:
+    keep_compiled(tmp_path, "one", library)
+    of_this_month = time.time() - 29 * 86400
+    os.utime(blob(tmp_path).with_name("digests.json"), (of_this_month, of_this_month))
+    keep_compiled(tmp_path, "new", library)
+    assert len(list(tmp_path.glob("*/blob"))) == 2
 
 
 def test_a_cache_that_may_only_be_read_is_read(

@@ -55,6 +55,12 @@ def draw(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, *ROW), dtype=np.uint8)
 
 
+def test_a_plan_and_its_record_are_called_by_what_they_are_for() -> None:
+    plan = Path("1", PlanKey("sm_90", "tensorrt_rtx", "1.4.0.76").file)
+    assert plan.name == "sm_90-tensorrt_rtx-1.4.0.76.plan"
+    assert record_file(plan) == Path("1", "sm_90-tensorrt_rtx-1.4.0.76.plan.json")
+
+
 def test_it_gives_features_where_the_plan_has_them(make_graph: MakeGraph) -> None:
     graph = add_features(make_graph())
     write_plan(graph)

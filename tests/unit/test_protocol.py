@@ -160,6 +160,29 @@ def test_the_sizes_of_many_chunks_are_no_large_header() -> None:
     asyncio.run(scenario())
 
 
+def test_a_body_that_breaks_off_is_told_to_whoever_reads_it_at_once() -> None:
+    async def scenario() -> None:
+        house = House()
+        async with connections(house, 1) as (connection,):
+            await house.send(connection, CHUNKED + b"zz\r\n")
+            assert (await rest(connection)).startswith(b"HTTP/1.1 400")
+            await until(lambda: not house.state.connections)  # and does not linger
+
+    asyncio.run(scenario())
+
+
+def test_connect_is_one_request_with_one_answer() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.open.set()
+        async with connections(house, 1) as (connection,):
+            await house.send(connection, GET.replace(b"GET /", b"CONNECT http://test/"))
+            connection[1].write_eof()
+            assert (await rest(connection)).count(b"HTTP/1.1 200") == 1
+
+    asyncio.run(scenario())
+
+
 def test_what_comes_behind_a_broken_request_does_not_overtake_the_answers_before_it() -> None:
     async def scenario() -> None:
         house = House()
@@ -242,7 +265,10 @@ def test_a_head_that_is_there_in_time_may_be_answered_late() -> None:
             await house.send(connection, GET[20:])
             await asyncio.sleep(1.1)
             house.open.set()
-            assert (await connection[0].readline()).startswith(b"HTTP/1.1 200")
+            await house.send(connection, GET)
+            for _ in range(2):
+                assert (await connection[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                await connection[0].readexactly(len(b"yes"))
 
     asyncio.run(scenario())
 

@@ -7,10 +7,10 @@ other one; such rows are few, and running those alone a second time in fp32 cost
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.engines.base import Engine, Features, Probabilities, Rows, SharedEngine, feature_dim, features_of
 
@@ -41,7 +41,8 @@ class CloseCalls:
         self.feature_dim = min(feature_dim(quick), feature_dim(exact))
         self.max_batch = quick.max_batch
         self.again = 0
-        self._exact_features: dict[int, Features] = {}  # of the last batch's close calls, [D]
+        self._rows = 0  # of the last batch
+        self._exact_features: dict[int, Features] = {}  # of its close calls, [D]
 
     def beside(self, quick: Engine) -> CloseCalls:
         """The same for another quick engine of the model. The two share the exact one's weights, and take turns."""
@@ -51,19 +52,34 @@ class CloseCalls:
         return self.quick.empty_rows(n)
 
     def run(self, rows: Rows) -> Probabilities:
-        self.again = 0
-        self._exact_features.clear()
+        self._begin(rows)
         probabilities = self.quick.run(rows)
-        close = close_rows(probabilities, self.margin)
+        self._decide(rows, probabilities, close_rows(probabilities, self.margin))
+        return probabilities
+
+    def run_exact(self, rows: Rows) -> Probabilities:
+        """`run`, with every row answered by the exact engine."""
+        self._begin(rows)
+        probabilities = np.empty((len(rows), self.classes), np.float32)
+        self._decide(rows, probabilities, range(len(rows)))
+        return probabilities
+
+    def _begin(self, rows: Rows) -> None:
+        self.again, self._rows = 0, len(rows)
+        self._exact_features.clear()
+
+    def _decide(self, rows: Rows, probabilities: Probabilities, close: Collection[int]) -> None:
         for at in close:
             probabilities[at] = self.exact.run(rows[at : at + 1])[0]
             if self.feature_dim:
                 self._exact_features[int(at)] = features_of(self.exact)[0]
         self.again = len(close)
-        return probabilities
 
     def features(self) -> Features:
-        features = features_of(self.quick)
+        if len(self._exact_features) < self._rows:
+            features = features_of(self.quick)
+        else:  # perhaps the quick engine did not even see them
+            features = np.empty((self._rows, self.feature_dim), np.float32)
         for at, exact in self._exact_features.items():
             features[at] = exact
         return features
@@ -78,10 +94,11 @@ def first_look(engine: Engine) -> Engine:
     return engine.quick if isinstance(engine, CloseCalls) else engine
 
 
-def close_rows(probabilities: Probabilities, margin: float) -> NDArray[np.intp]:
+def close_rows(probabilities: Probabilities, margin: float) -> list[int]:
     """Which rows of float32 [n, classes] are close calls: their two likeliest classes' log-probabilities differ by less
     than `margin`. What is no number is none."""
     if probabilities.shape[1] < 2:
-        return np.empty(0, np.intp)
+        return []
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
-    return np.flatnonzero(first < second * math.exp(margin))
+    close: list[int] = np.flatnonzero(first < second * math.exp(margin)).tolist()
+    return close

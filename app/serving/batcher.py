@@ -7,8 +7,8 @@ that were cancelled or have expired meanwhile. The unit is the row: a request of
 A submission's life, all under the lock:
 
     pending ──take──> in flight ──finish──> answered         settled once: result, error, expiry, cancellation or close
-        └──cancel, expiry, close──> dropped                  released once: settled, and no engine reads its rows any
-        more
+        ├──cancel, expiry, close──> dropped                  released once: settled, and no engine reads its rows any
+        └──<── a mean that is a close call, once             more
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from app.engines.base import Features, Probabilities, Rows
 from app.errors import DeadlineExceeded, HieraError, Overloaded, Unavailable
-from app.serving.submission import Outcome, Receiver, Settlement, Slice, Submission, keep_answer
+from app.serving.submission import (
+    Outcome,
+    Receiver,
+    Settlement,
+    Slice,
+    Submission,
+    inference_of,
+    is_close_call,
+    keep_answer,
+)
 
 Deliver = Callable[[Sequence[Settlement]], None]
 
@@ -71,16 +80,25 @@ class Batcher:
         return self._pending
 
     def submit(
-        self, rows: Rows, deadline: float, receiver: Receiver, origin: object = None, *, with_features: bool = False
+        self,
+        rows: Rows,
+        deadline: float,
+        receiver: Receiver,
+        origin: object = None,
+        *,
+        with_features: bool = False,
+        averaged: bool = False,
     ) -> Submission:
         """Queue `rows`, uint8 [n, *row_shape], which must stay readable until the receiver's `release`. `origin` is for
-        the observer of the batches (`ServingObserver.origin`).
+        the observer of the batches (`ServingObserver.origin`). Where the mean over the rows is what counts, `averaged`,
+        they are run again if that is a close call.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: the queue is closed.
         """
-        submission = Submission(rows, deadline, self._clock(), receiver, origin, with_features=with_features)
+        now = self._clock()
+        submission = Submission(rows, deadline, now, receiver, origin, with_features=with_features, averaged=averaged)
         with self._changed:
             if self._closed:
                 raise Unavailable("the model is being unloaded; try again")
@@ -88,13 +106,7 @@ class Batcher:
             if self._pending and self._pending + submission.size > self._max_rows:
                 wait_s = self._predict_s(self._pending)
                 raise Overloaded("the queue is full; try again later", retry_after_s=wait_s)
-            self._sequence += 1
-            heapq.heappush(self._heap, (deadline, self._sequence, submission))
-            self._pending += submission.size
-            self._on_depth(self._pending)
-            # A thread that would only look and wait again costs as much as the rest of a submission.
-            if self._wakes_at and self._pending >= min(self._wakes_at):
-                self._changed.notify_all()
+            self._push(submission)
         return submission
 
     def cancel(self, submission: Submission) -> bool:
@@ -140,6 +152,7 @@ class Batcher:
         *,
         began: float,
         batch_rows: int,
+        margin: float = 0.0,
     ) -> None:
         """Hand in what became of slices that were taken.
 
@@ -149,6 +162,7 @@ class Batcher:
             features: float32 [rows of the slices, D] where a slice wants them.
             began: when the run began, by the batcher's clock.
             batch_rows: rows of the run.
+            margin: of close calls, as `close_rows` has it; 0 where the engine cannot decide them any better.
         """
         now = self._clock()
         news: list[Settlement] = []
@@ -164,7 +178,8 @@ class Batcher:
                     submission.began = min(submission.began, began)
                     submission.batch_rows = max(submission.batch_rows, batch_rows)
                     rows = slice(offset, offset + part.size)
-                    outcome = keep_answer(part, result[rows], None if features is None else features[rows], now)
+                    if keep_answer(part, result[rows], None if features is None else features[rows]):
+                        outcome = self._answer(submission, margin, now)
                 offset += part.size
                 released = self._try_release(submission)
                 if outcome is not None or released:
@@ -196,6 +211,27 @@ class Batcher:
             self._changed.notify_all()
         if news:
             self._deliver(news)
+
+    def _answer(self, submission: Submission, margin: float, now: float) -> Outcome | None:
+        """What to settle a submission with, all of whose rows are answered; None if they are to be run again."""
+        if not is_close_call(submission, margin):
+            submission.settled = True
+            return inference_of(submission, now)
+        if self._closed:  # no engine may take it any more
+            return self._fail(submission, Unavailable("the model was unloaded; try again"))
+        submission.exact = True
+        submission.taken, submission.unanswered = 0, submission.size
+        self._push(submission)
+        return None
+
+    def _push(self, submission: Submission) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (submission.deadline, self._sequence, submission))
+        self._pending += submission.size
+        self._on_depth(self._pending)
+        # A thread that would only look and wait again costs as much as the rest of a submission.
+        if self._wakes_at and self._pending >= min(self._wakes_at):
+            self._changed.notify_all()
 
     def _wait_for_batch(
         self, limit: Callable[[], int], stopping: Callable[[], bool], hold: Callable[[], bool]
@@ -232,6 +268,8 @@ class Batcher:
         batch: list[Slice] = []
         while rows and self._heap:
             submission = self._heap[0][2]
+            if batch and submission.exact != batch[0].submission.exact:
+                break
             size = min(rows, submission.size - submission.taken)
             batch.append(Slice(submission, submission.taken, submission.taken + size))
             submission.taken += size

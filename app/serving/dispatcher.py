@@ -50,7 +50,13 @@ class Dispatcher(ABC):
 
     @abstractmethod
     def submit(
-        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+        self,
+        rows: RowsLease,
+        deadline: float,
+        settle: Callable[[Outcome], None],
+        *,
+        with_features: bool = False,
+        averaged: bool = False,
     ) -> Callable[[], None]:
         """Have all rows of one file classified. The dispatcher owns `rows` from the call on and closes them exactly
         once, as soon as no engine reads them, which may be after a cancellation.
@@ -61,6 +67,7 @@ class Dispatcher(ABC):
             settle: called on the running event loop, later and at most once, with what came of it. An outcome that is
                 already under way may still come right after a cancellation.
             with_features: bring what the classifier read, too; the model must have features.
+            averaged: the mean over the rows is what counts, and decided exactly where it is a close call.
 
         Returns:
             What cancels; harmless once settled, or twice.
@@ -70,7 +77,9 @@ class Dispatcher(ABC):
             Unavailable: the model is being unloaded, or its engine rebuilt.
         """
 
-    async def infer(self, rows: RowsLease, deadline: float, *, with_features: bool = False) -> Inference:
+    async def infer(
+        self, rows: RowsLease, deadline: float, *, with_features: bool = False, averaged: bool = False
+    ) -> Inference:
         """`submit`, and wait, no longer than until `deadline` even if the engine is stuck.
 
         Raises:
@@ -81,7 +90,7 @@ class Dispatcher(ABC):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Inference] = loop.create_future()
         settle = partial(tell, answer)
-        cancel = self.submit(rows, deadline, settle, with_features=with_features)
+        cancel = self.submit(rows, deadline, settle, with_features=with_features, averaged=averaged)
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, settle)
         try:
             return await answer
@@ -102,13 +111,20 @@ class LocalDispatcher(Dispatcher):
         self._origin = origin
 
     def submit(
-        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+        self,
+        rows: RowsLease,
+        deadline: float,
+        settle: Callable[[Outcome], None],
+        *,
+        with_features: bool = False,
+        averaged: bool = False,
     ) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
         receiver = _OnLoop(asyncio.get_running_loop(), rows, settle)
         try:
-            origin = self._origin()
-            submission = self._batcher.submit(rows.rows, deadline, receiver, origin, with_features=with_features)
+            submission = self._batcher.submit(
+                rows.rows, deadline, receiver, self._origin(), with_features=with_features, averaged=averaged
+            )
         except BaseException:
             rows.close()
             raise

@@ -43,6 +43,11 @@ class GatheredBatch:
         """Whether somebody wants to know what the classifier read."""
         return any(part.submission.with_features for part in self.slices)
 
+    @property
+    def exact(self) -> bool:
+        """Whether all rows are to be answered exactly; in a batch either all are or none is."""
+        return self.slices[0].submission.exact
+
     def halves(self) -> tuple[GatheredBatch, GatheredBatch]:
         """Cut in the middle of its rows, through a slice if need be. The batch has at least two rows."""
         middle = len(self.rows) // 2
@@ -139,10 +144,11 @@ class BatchSource:
         *,
         began: float = 0.0,
         batch_rows: int = 0,
+        margin: float = 0.0,
     ) -> None:
         """Hand in what became of a batch; see `Batcher.finish`."""
         self._taken.remove(slices)
-        self._batcher.finish(slices, result, features, began=began, batch_rows=batch_rows)
+        self._batcher.finish(slices, result, features, began=began, batch_rows=batch_rows, margin=margin)
 
     def abandon(self, error: HieraError) -> None:
         """Settle all that is not handed in, and what is being taken now; the threads that hold the rows free them."""

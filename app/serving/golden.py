@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engines.base import Engine, Probabilities, Rows
+from app.engines.close_calls import CloseCalls
 from app.errors import EngineError, PackageError
 from app.repository.manifest import Precision
 from app.repository.store import Golden
@@ -152,13 +153,14 @@ def compare(actual: Probabilities, expected: Probabilities, tolerance: Tolerance
     )
 
 
-def run_checked(engine: Engine, rows: Rows) -> Probabilities:
+def run_checked(engine: Engine, rows: Rows, *, exact: bool = False) -> Probabilities:
     """`engine.run`, believed only when the result is a probability distribution for each row: float32 [n, classes].
+    With `exact` all rows are answered as close calls are.
 
     Raises:
         EngineError: the batch failed, or gave NaN, infinities, the wrong shape or rows that don't sum to one.
     """
-    probabilities = engine.run(rows)
+    probabilities = engine.run_exact(rows) if exact and isinstance(engine, CloseCalls) else engine.run(rows)
     _check_distribution(engine, probabilities, len(rows))
     return probabilities
 

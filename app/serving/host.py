@@ -181,6 +181,7 @@ class Session:
                 header.deadline,
                 partial(self._settle, number),
                 with_features=header.with_features,
+                averaged=header.averaged,
             )
         except HieraError as error:
             self._settle(number, error)

@@ -148,9 +148,9 @@ class Instance:
         engine = self._engine
         try:
             with self._lent() as engine:
-                probabilities = run_checked(engine, batch.rows)
+                probabilities = run_checked(engine, batch.rows, exact=batch.exact)
                 # While nobody else is lent it.
-                again = engine.again if isinstance(engine, CloseCalls) else 0
+                again, margin = (engine.again, engine.margin) if isinstance(engine, CloseCalls) else (0, 0.0)
                 features = features_of(engine) if batch.with_features else None
         except EngineOutOfMemory as error:
             self.busy = None
@@ -174,7 +174,7 @@ class Instance:
             return self._retry(batch, error)
         ended = self._clock()
         self.busy = None
-        self._source.finish(batch.slices, probabilities, features, began=began, batch_rows=rows)
+        self._source.finish(batch.slices, probabilities, features, began=began, batch_rows=rows, margin=margin)
         self._learn(engine, rows, ended - began)
         self._observer.batch_ran(self._model, rows, began, ended, [part.submission.origin for part in batch.slices])
         if again:

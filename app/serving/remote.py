@@ -207,6 +207,7 @@ class HostLink:
         settle: Callable[[Outcome], None],
         *,
         with_features: bool,
+        averaged: bool,
     ) -> Callable[[], None]:
         """`Dispatcher.submit` for the model `key`.
 
@@ -216,7 +217,7 @@ class HostLink:
         number = next(self._numbers)
         try:
             header = wire.encode_submit(
-                SubmitHeader(number, key, len(lease.rows), deadline, with_features, lease.reused)
+                SubmitHeader(number, key, len(lease.rows), deadline, with_features, averaged, lease.reused)
             )
             descriptor = os.dup(lease.fd)
         except BaseException as error:
@@ -307,7 +308,13 @@ class _RemoteDispatcher(Dispatcher):
         self._key = key
 
     def submit(
-        self, rows: RowsLease, deadline: float, settle: Callable[[Outcome], None], *, with_features: bool = False
+        self,
+        rows: RowsLease,
+        deadline: float,
+        settle: Callable[[Outcome], None],
+        *,
+        with_features: bool = False,
+        averaged: bool = False,
     ) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
-        return self._link.submit(self._key, rows, deadline, settle, with_features=with_features)
+        return self._link.submit(self._key, rows, deadline, settle, with_features=with_features, averaged=averaged)

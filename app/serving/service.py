@@ -183,7 +183,8 @@ class Service:
         """
         rows, decode_s = await self._decoded(ticket, body)
         info = rows.info
-        inference = await self._inferred(ticket, rows, with_features=ticket.options.features)
+        several = len(rows.rows) > 1
+        inference = await self._inferred(ticket, rows, with_features=ticket.options.features, averaged=several)
         began = time.monotonic()
         predictions, clips = _name_classes(inference.probabilities, ticket, info)
         features = None if inference.features is None else average_views(inference.features)
@@ -235,10 +236,14 @@ class Service:
         self._observer.stage_duration(ticket.model.name, "decode", decode_s)
         return rows, decode_s
 
-    async def _inferred(self, ticket: Ticket, rows: RowsLease, *, with_features: bool = False) -> Inference:
+    async def _inferred(
+        self, ticket: Ticket, rows: RowsLease, *, with_features: bool = False, averaged: bool = False
+    ) -> Inference:
         model = ticket.model
         try:
-            inference = await model.dispatcher.infer(rows, ticket.deadline, with_features=with_features)
+            inference = await model.dispatcher.infer(
+                rows, ticket.deadline, with_features=with_features, averaged=averaged
+            )
         except (asyncio.CancelledError, DeadlineExceeded):
             self._observer.cancelled(model.name, "queue")
             raise

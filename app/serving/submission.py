@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engines.base import Features, Probabilities, Rows
+from app.engines.close_calls import close_rows
 from app.errors import HieraError
+from app.serving.postprocess import average_views
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Submission:
     """The rows of one request in the queue. Its fields change under the batcher's lock alone."""
 
     __slots__ = (
-        "batch_rows", "began", "deadline", "enqueued", "features", "in_flight", "origin", "probabilities", "receiver",
-        "released", "rows", "settled", "size", "taken", "unanswered", "with_features",
+        "averaged", "batch_rows", "began", "deadline", "enqueued", "exact", "features", "in_flight", "origin",
+        "probabilities", "receiver", "released", "rows", "settled", "size", "taken", "unanswered", "with_features",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +68,7 @@ class Submission:
         origin: object = None,
         *,
         with_features: bool = False,
+        averaged: bool = False,
     ) -> None:
         self.rows: Rows | None = rows  # None once released, so that no view of freed memory lingers
         self.size = len(rows)
@@ -74,6 +77,8 @@ class Submission:
         self.receiver = receiver
         self.origin = origin  # what the observer knows the request by
         self.with_features = with_features
+        self.averaged = averaged  # the rows are views of one file, and the mean of what is said of them is the answer
+        self.exact = False  # that mean was a close call: all rows are run again, exactly
         self.taken = 0
         self.in_flight = 0
         self.unanswered = self.size
@@ -119,16 +124,27 @@ class Settlement:
     release: bool
 
 
-def keep_answer(part: Slice, probabilities: Probabilities, features: Features | None, now: float) -> Inference | None:
-    """Keep what came of a slice, float32 [slice, classes] and [slice, D]; the whole inference with the last slice."""
+def keep_answer(part: Slice, probabilities: Probabilities, features: Features | None) -> bool:
+    """Keep what came of a slice, float32 [slice, classes] and [slice, D]. True with the last slice of a submission."""
     submission = part.submission
     submission.probabilities = _kept(submission.probabilities, part, probabilities)
     if features is not None and submission.with_features:
         submission.features = _kept(submission.features, part, features)
     submission.unanswered -= part.size
-    if submission.unanswered:
-        return None
-    submission.settled = True
+    return submission.unanswered == 0
+
+
+def is_close_call(submission: Submission, margin: float) -> bool:
+    """Whether the mean of an answered submission's rows, which is what counts, has to be decided exactly."""
+    if not submission.averaged or submission.exact or submission.probabilities is None:
+        return False
+    return bool(close_rows(average_views(submission.probabilities)[np.newaxis], margin))
+
+
+def inference_of(submission: Submission, now: float) -> Inference:
+    """What came of a submission all of whose rows are answered."""
+    if submission.probabilities is None:
+        raise RuntimeError("an inference was asked for before all rows were answered")
     return Inference(
         submission.probabilities,
         queue_s=submission.began - submission.enqueued,

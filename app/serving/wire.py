@@ -69,7 +69,7 @@ class Phase(IntEnum):
 
 
 NUMBER = struct.Struct("<Q")
-_SUBMIT = struct.Struct("<QIId??")
+_SUBMIT = struct.Struct("<QIId???")
 _ANSWER = struct.Struct("<QIIIIdd")
 
 
@@ -82,6 +82,7 @@ class SubmitHeader(NamedTuple):
         rows: how many.
         deadline: `time.monotonic()` seconds; the processes share that clock.
         with_features: whether they are to come with the answer.
+        averaged: whether the mean over the rows is what counts.
         reused: whether the memory will hold other rows later.
     """
 
@@ -90,6 +91,7 @@ class SubmitHeader(NamedTuple):
     rows: int
     deadline: float
     with_features: bool
+    averaged: bool
     reused: bool
 
 

@@ -151,6 +151,20 @@ def test_the_exact_features_of_an_earlier_batch_are_forgotten() -> None:
         np.testing.assert_array_equal(features_of(engine), np.array([[4, 0.25], [2, 0.25]], np.float32))
 
 
+def test_all_rows_can_be_answered_by_the_exact_engine() -> None:
+    quick, exact = Read("bf16", QUICK, 0.25), Read("fp32", EXACT, 0.5)
+    engine = CloseCalls(quick, exact, MARGIN)
+    engine.run(rows_of(1))
+    answers = engine.run_exact(rows_of(2, 3))
+    np.testing.assert_array_equal(answers, np.array([EXACT[2], EXACT[3]], np.float32))
+    np.testing.assert_array_equal(features_of(engine), np.array([[2, 0.5], [3, 0.5]], np.float32))
+    assert (quick.batches, exact.batches) == ([[1]], [[1], [2], [3]])
+    assert engine.again == 2
+    engine.run(rows_of(4))
+    assert engine.again == 0
+    np.testing.assert_array_equal(features_of(engine), np.array([[4, 0.25]], np.float32))
+
+
 @pytest.mark.parametrize("knows", ["quick", "exact"])
 def test_features_that_one_of_the_two_does_not_have_are_none(knows: str, quick: Spoken, exact: Spoken) -> None:
     if knows == "quick":
@@ -180,7 +194,7 @@ def test_a_call_is_close_where_the_two_likeliest_classes_are_within_the_margin(
     probabilities: list[float], close: bool
 ) -> None:
     rows = np.array([[1.0, *[0.0] * (len(probabilities) - 1)], probabilities], np.float32)
-    assert close_rows(rows, MARGIN).tolist() == ([1] if close else [])
+    assert close_rows(rows, MARGIN) == ([1] if close else [])
 
 
 def test_what_is_no_number_is_left_for_others_to_notice(quick: Spoken, exact: Spoken) -> None:

@@ -368,3 +368,55 @@ def test_an_idle_engine_is_woken_at_once_beside_one_that_waits_for_a_full_batch(
     assert marks(idle.batch()) == [1]
     assert not ahead.taken
     batcher.close()
+
+
+def finish_closely(batcher: Batcher, slices: list[Slice]) -> None:
+    """As an engine does for which everything is a close call."""
+    batcher.finish(slices, probabilities_of(marks(slices)), began=1001.0, batch_rows=1, margin=9.0)
+
+
+def test_views_whose_mean_is_a_close_call_wait_once_more_in_their_place(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1, 2), 1010.0, views := Listener(), averaged=True)
+    first = take(batcher)
+    batcher.submit(rows_of(3), 1005.0, Listener())
+    batcher.submit(rows_of(4), 1020.0, Listener())
+    finish_closely(batcher, first)
+    assert (views.outcomes, views.releases, batcher.pending_rows) == ([], 0, 4)
+    assert marks(take(batcher)) == [3]  # what is exact stands in no batch with what is not
+    again = take(batcher)
+    assert marks(again) == [1, 2]
+    assert all(part.submission.exact for part in again)
+    finish_closely(batcher, again)
+    assert views.inference().batch_rows == 1
+    assert views.releases == 1
+    assert marks(take(batcher)) == [4]
+
+
+def test_views_that_wait_once_more_can_be_late_or_given_up(batcher: Batcher, clock: Clock) -> None:
+    batcher.submit(rows_of(1, 2), 1010.0, late := Listener(), averaged=True)
+    finish_closely(batcher, take(batcher))
+    given_up = batcher.submit(rows_of(3, 4), LATER, Listener(), averaged=True)
+    clock.now = 1011.0
+    finish_closely(batcher, take(batcher))
+    assert isinstance(late.error(), DeadlineExceeded)
+    assert late.releases == 1
+    assert batcher.cancel(given_up)
+    assert batcher.pending_rows == 0
+
+
+def test_views_that_would_wait_once_more_in_a_queue_that_is_closed_are_not_lost(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1, 2), LATER, views := Listener(), averaged=True)
+    batch = take(batcher)
+    batcher.close()
+    finish_closely(batcher, batch)
+    assert isinstance(views.error(), Unavailable)
+    assert views.releases == 1
+    assert batcher.take(lambda: 8) is None
+
+
+def test_a_waiting_engine_is_told_of_views_that_wait_once_more(batcher: Batcher) -> None:
+    batcher.submit(rows_of(1, 2), LATER, Listener(), averaged=True)
+    batch = take(batcher)
+    waiting = Taking(batcher)
+    finish_closely(batcher, batch)
+    assert marks(waiting.batch()) == [1, 2]

@@ -119,10 +119,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.freed_by_cancel: set[int] = set()
         self.in_flight: list[list[Slice]] = []
 
-    @rule(target=submissions, size=st.integers(1, 5), slack=st.integers(1, 20))
-    def submit(self, size: int, slack: int) -> Submission:
+    @rule(target=submissions, size=st.integers(1, 5), slack=st.integers(1, 20), averaged=st.booleans())
+    def submit(self, size: int, slack: int, averaged: bool) -> Submission:
         listener = Listener()
-        submission = self.batcher.submit(rows_of(*range(size)), self.clock.now + slack, listener)
+        submission = self.batcher.submit(rows_of(*range(size)), self.clock.now + slack, listener, averaged=averaged)
         self.all.append((submission, listener))
         return submission
 
@@ -136,17 +136,18 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(id(part.submission) not in self.cancelled for part in slices)
         deadlines = [part.submission.deadline for part in slices]
         assert deadlines == sorted(deadlines)
+        assert len({part.submission.exact for part in slices}) == 1
         self.in_flight.append(slices)
         return slices
 
-    @rule(batch=consumes(batches), cut=st.integers(0, 3), broken=st.booleans())
-    def finish(self, batch: list[Slice], cut: int, broken: bool) -> None:
+    @rule(batch=consumes(batches), cut=st.integers(0, 3), broken=st.booleans(), margin=st.sampled_from([0.0, 9.0]))
+    def finish(self, batch: list[Slice], cut: int, broken: bool, margin: float) -> None:
         self.in_flight.remove(batch)
         for part in (batch[:cut], batch[cut:]):
             if part:
                 rows = sum(each.size for each in part)
                 result = EngineError("broken") if broken else probabilities_of(list(range(rows)))
-                self.batcher.finish(part, result, began=self.clock.now, batch_rows=rows)
+                self.batcher.finish(part, result, began=self.clock.now, batch_rows=rows, margin=margin)
 
     @rule(batch=batches)
     def give_up(self, batch: list[Slice]) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from serving_fakes import (
     rows_of,
 )
 
-from app.engines.base import EngineInfo
+from app.engines.base import EngineInfo, Rows
 from app.errors import (
     ChangeRefused,
     DeadlineExceeded,
@@ -53,6 +53,7 @@ from app.serving.registry import ModelRegistry
 from app.serving.remote import HostLink, LinkEvents
 from app.serving.results import Task
 from app.serving.status import ModelStatus
+from app.serving.submission import Submission
 from app.serving.table import ModelTable
 from app.serving.wire import State
 
@@ -193,6 +194,24 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
         assert inference.probabilities.dtype == np.float32
         assert (inference.batch_rows, inference.inference_s > 0) == (3, True)
         await until(lambda: lease.closes == 1)
+
+    steps(scene)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_whether_rows_count_by_their_mean_travels(averaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(house: House) -> None:
+        submitted: list[bool] = []
+        submit = house.batcher.submit
+
+        def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
+            submitted.append(options["averaged"])
+            return submit(rows, *arguments, **options)
+
+        monkeypatch.setattr(house.batcher, "submit", note)
+        house.gate.open()
+        await house.shown().dispatcher.infer(Lease(1, 2), soon(), averaged=averaged)
+        assert submitted == [averaged]
 
     steps(scene)
 

@@ -25,7 +25,7 @@ from serving_fakes import (
     rows_of,
 )
 
-from app.engines.base import EngineInfo
+from app.engines.base import EngineInfo, Rows
 from app.errors import (
     BrokenMedia,
     DeadlineExceeded,
@@ -46,6 +46,7 @@ from app.serving.model import EngineChoice, LoadedModel
 from app.serving.observer import SilentObserver, Stage
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.serving.service import Service, ServiceDefaults
+from app.serving.submission import Submission
 
 
 class Notes(SilentObserver):
@@ -457,6 +458,32 @@ def test_features_come_with_the_classes_if_they_are_asked_for(house: House) -> N
         )
 
     run(scenario())
+
+
+def test_several_views_count_by_their_mean_and_rows_by_themselves(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaged: list[bool] = []
+    submit = house.batcher.submit
+
+    def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
+        averaged.append(options["averaged"])
+        return submit(rows, *arguments, **options)
+
+    monkeypatch.setattr(house.batcher, "submit", note)
+    house.gate.open()
+
+    async def scenario() -> None:
+        await house.classify(b"\1")
+        await house.classify(b"\1\2", "video", clips=2)
+        with (
+            house.service.admit("video", ClassifyOptions(clips=2), started=time.monotonic()) as ticket,
+            SharedBytes.of(b"\1\2") as body,
+        ):
+            await house.service.run_file(ticket, body)
+
+    run(scenario())
+    assert averaged == [False, True, False]
 
 
 def test_a_model_without_features_is_not_asked_for_them(house: House) -> None:

@@ -18,13 +18,13 @@ from app.serving.submission import Inference
 from app.serving.wire import SubmitHeader
 
 
-@pytest.mark.parametrize("with_features", [False, True])
-@pytest.mark.parametrize("reused", [False, True])
-def test_a_submission_s_header_survives(with_features: bool, reused: bool) -> None:
-    header = SubmitHeader(2**40, key=7, rows=48, deadline=123456.789, with_features=with_features, reused=reused)
+@pytest.mark.parametrize("flag", ["with_features", "averaged", "reused"])
+def test_a_submission_s_header_survives(flag: str) -> None:
+    flags = {name: name == flag for name in ("with_features", "averaged", "reused")}
+    header = SubmitHeader(2**40, key=7, rows=48, deadline=123456.789, **flags)
     arrived = wire.decode_submit(wire.encode_submit(header))
     assert arrived == header
-    assert (arrived.with_features, arrived.reused) == (with_features, reused)
+    assert {name: getattr(arrived, name) for name in flags} == flags
 
 
 def test_a_submission_of_another_length_is_refused() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from serving_fakes import Clock, FakeEngine
+from serving_fakes import PATIENCE_S, Clock, FakeEngine, probabilities_of
 
-from app.engines.base import Probabilities, Rows
-from app.errors import EngineOutOfMemory
-from app.serving.curve import BatchCurve, CostModel, measure_curve, warm_up
+from app.engines.base import Engine, Probabilities, Rows
+from app.errors import EngineOutOfMemory, PackageError
+from app.serving.curve import BatchCurve, CostModel, measure_curve, time_one_row, warm_up
 
 
 class TimedEngine(FakeEngine):
@@ -70,6 +73,84 @@ def test_a_device_without_room_ends_the_climb() -> None:
     assert measure(cost).rows == (1, 2, 4)
 
 
+def test_a_device_without_room_for_a_single_row_is_no_use() -> None:
+    def cost(rows: int) -> float:
+        raise EngineOutOfMemory("no room")
+
+    with pytest.raises(EngineOutOfMemory):
+        measure(cost)
+
+
+def test_sizes_that_gain_nothing_end_the_climb_in_a_row_alone() -> None:
+    costs = {1: 0.010, 2: 0.030, 4: 0.016, 8: 0.040, 16: 0.048, 32: 0.12, 64: 0.30}
+    assert measure(lambda rows: costs[rows]).rows == (1, 2, 4, 8, 16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget_s", "runs"),
+    [(0.001, 100, 30), (0.02, 100, 5), (0.04, 100, 3), (1.0, 100, 3), (0.02, 0.03, 3)],
+)
+def test_a_quick_size_is_run_more_often_than_a_slow_one(seconds: float, budget_s: float, runs: int) -> None:
+    clock = Clock()
+    clock.now = 0.0  # small numbers add up exactly enough
+    engine = TimedEngine(clock, lambda rows: seconds, max_batch=1)
+    measure_curve([engine], budget_s=budget_s, clock=clock)
+    assert len(engine.sizes) == 1 + runs  # the first one warms it up
+
+
+def test_no_batch_is_believed_to_cost_nothing() -> None:
+    assert 0 < measure(lambda rows: 0.0).seconds[0] < 1e-6
+
+
+class Noted:
+    """A sample of rows of one mark, which notes what it is asked about."""
+
+    def __init__(self, wrong_from: int = 1000) -> None:
+        self.checked: list[int] = []
+        self._wrong_from = wrong_from
+
+    def fill(self, batch: Rows) -> None:
+        batch[...] = 5
+
+    def check(self, engine: Engine, probabilities: Probabilities) -> None:
+        np.testing.assert_array_equal(probabilities, probabilities_of([5] * len(probabilities)))
+        self.checked.append(len(probabilities))
+        if len(probabilities) >= self._wrong_from:
+            raise PackageError("wrong")
+
+
+def test_every_size_that_is_measured_or_warmed_up_is_checked() -> None:
+    clock, sample = Clock(), Noted()
+    engines = [TimedEngine(clock, lambda rows: 0.01, max_batch=4) for _ in range(2)]
+    curve = measure_curve(engines, budget_s=100, sample=sample, clock=clock)
+    assert sample.checked == [1, 1, 2, 2, 4, 4]
+    assert {mark for engine in engines for batch in engine.batches for mark in batch} == {5}
+    sample = Noted()
+    warm_up(engines[0], curve, sample)
+    assert sample.checked == [1, 2, 4]
+    with pytest.raises(PackageError, match="wrong"):
+        measure_curve(engines, budget_s=100, sample=Noted(wrong_from=2), clock=clock)
+    with pytest.raises(PackageError, match="wrong"):
+        warm_up(engines[0], curve, Noted(wrong_from=4))
+
+
+def test_engines_that_serve_side_by_side_are_measured_while_all_run() -> None:
+    together = threading.Barrier(3)
+    engines = [FakeEngine(lambda marks: void(together.wait(PATIENCE_S)), max_batch=2) for _ in range(3)]
+    assert measure_curve(engines, budget_s=100).rows == (1, 2)
+    assert time_one_row(engines) > 0
+
+
+def void(value: object) -> None:
+    """For what is called and says something that nobody wants to know."""
+
+
+def test_one_row_takes_as_long_as_the_quicker_of_two_runs() -> None:
+    clock = Clock()
+    costs = iter([0.5, 0.2])
+    assert time_one_row([TimedEngine(clock, lambda rows: next(costs))], clock=clock) == pytest.approx(0.2)
+
+
 def test_the_fastest_of_several_runs_counts() -> None:
     clock = Clock()
     disturbed = iter([9.0, 0.5, 0.02, 0.4] + [0.3] * 100)
@@ -81,6 +162,11 @@ def test_warming_up_runs_the_sizes_that_will_be_used_and_no_others() -> None:
     engine = FakeEngine()
     warm_up(engine, BatchCurve((1, 2, 4, 8), (1.0, 1.0, 1.0, 2.0)))
     assert [len(batch) for batch in engine.batches] == [1, 2, 4]
+    nothing_gained = BatchCurve((1, 2, 4), (0.01, 0.02, 0.04))
+    for max_batch, sizes in ((8, [1, 2, 4]), (2, [1, 2])):  # a deep queue is taken in the larger ones
+        engine = FakeEngine(max_batch=max_batch)
+        warm_up(engine, nothing_gained)
+        assert [len(batch) for batch in engine.batches] == sizes
 
 
 def test_warming_up_ends_where_there_is_no_room_unless_that_is_a_single_row() -> None:
@@ -104,6 +190,9 @@ def test_waiting_time_is_predicted_from_full_batches_and_the_rest() -> None:
     assert curve.batch_s(3) == pytest.approx(0.014)
     assert curve.predict_s(0) == 0
     assert curve.predict_s(9) == pytest.approx(2 * 0.016 + 0.010)
+    assert curve.predict_s(2) == pytest.approx(0.012)
+    assert curve.predict_s(-3) == curve.batch_s(-3) == 0
+    assert BatchCurve((1, 5), (0.01, 0.05)).batch_s(2) == pytest.approx(0.02)
     assert curve.batch_s(8) == pytest.approx(0.032)
 
 
@@ -114,13 +203,20 @@ def test_what_is_observed_corrects_the_prediction_slowly_and_within_bounds() -> 
     assert cost.predict_s(10) == pytest.approx(0.3, rel=0.01)
     cost.observe(1, 3600.0)
     assert cost.predict_s(1) < 0.04
+    assert cost.batch_s(1) == cost.predict_s(1) == 0.01 * cost.correction
     for _ in range(500):
         cost.observe(1, 0.01)
     assert cost.predict_s(1) == pytest.approx(0.01, rel=0.01)
+    for _ in range(1000):
+        cost.observe(1, 1e-9)
+    assert cost.correction == pytest.approx(1 / 16)
+    cost.follow(3.0)
+    assert cost.batch_s(1) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize(
-    ("rows", "seconds"), [((2,), (1.0,)), ((1, 1), (1.0, 1.0)), ((1,), ()), ((1,), (0.0,)), ((), ())]
+    ("rows", "seconds"),
+    [((2,), (1.0,)), ((1, 1), (1.0, 1.0)), ((1,), ()), ((1,), (0.0,)), ((1,), (math.inf,)), ((), ())],
 )
 def test_a_curve_that_makes_no_sense_is_refused(rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="batch"):
@@ -133,6 +229,7 @@ def test_a_curve_that_makes_no_sense_is_refused(rows: tuple[int, ...], seconds: 
         ((1, 2, 4), (0.03, 0.06, 0.121), 1, 4),  # nothing gained, nothing lost
         ((1, 2, 4, 8), (0.03, 0.06, 0.12, 0.24), 1, 4),  # eight would keep an urgent row waiting
         ((1, 2, 4), (0.03, 0.06, 0.2), 1, 2),  # four are slower each
+        ((1, 2), (0.075, 0.15), 1, 2),
         ((1, 2), (2.0, 3.0), 2, 2),  # what is useful is taken however long it takes
     ],
 )

@@ -64,6 +64,51 @@ def test_images_are_recognised_by_their_first_bytes(format: str) -> None:
     assert found.image == ("heic" if format == "HEIF" else format.lower())
 
 
+def ftyp(*brands: bytes, after: bytes = b"") -> bytes:
+    """The first box of an ISO base media file: its own brand, a version, and those that it is compatible with."""
+    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return (4 + len(body)).to_bytes(4, "big") + body + after
+
+
+@pytest.mark.parametrize(
+    ("head", "image", "video"),
+    [
+        (b"GIF87a", "gif", "gif"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "webp", None),
+        (b"RIFF\x10\0\0\0AVI LIST", None, "avi"),
+        (b"RIFF\x10\0\0\0ACONanih", None, None),
+        *((ftyp(brand), "avif", None) for brand in (b"avif", b"avis")),
+        *((ftyp(b"mif1", b"miaf", brand), "avif", None) for brand in (b"avif", b"avis")),
+        *(
+            (ftyp(brand, b"miaf"), "heic", None)
+            for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+        ),
+        (ftyp(b"mif1", after=b"\0\0\0\x10avifavif"), "heic", None),  # that is another box
+        (ftyp(b"isom", b"avif"), None, "mp4"),
+        (ftyp(b"3gp4"), None, "mp4"),
+        (ftyp(b"qt  "), None, "mov"),
+        (ftyp(b"crx ", b"isom"), None, None),
+        *((b"\0\0\0\x08" + box, None, "mov") for box in (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+        (b"\x1a\x45\xdf\xa3" + bytes(20) + b"\x42\x82\x84webm", None, "webm"),
+        (b"\x1a\x45\xdf\xa3" + bytes(56) + b"webm", None, "webm"),
+        (b"\x1a\x45\xdf\xa3" + bytes(20) + b"matroska" + bytes(200) + b"a webm of old", None, "matroska"),
+        *((b"BM" + bytes(12) + bytes((size, 0, 0, 0)), "bmp", None) for size in (12, 16, 40, 52, 56, 64, 108, 124)),
+        (b"BM" + bytes(12) + bytes((41, 0, 0, 0)), None, None),
+    ],
+)
+def test_formats_are_told_by_what_their_standards_put_first(head: bytes, image: str | None, video: str | None) -> None:
+    found = formats.sniff(head) or formats.MediaFormat()
+    assert (found.image, found.video) == (image, video)
+
+
+@pytest.mark.parametrize("boxes", [2, 900])
+def test_a_file_of_many_boxes_is_looked_through_to_its_end(boxes: int) -> None:
+    whole = (b"\0\0\0\x08free" * boxes) + b"\0\0\0\x10mdat" + bytes(8)
+    assert not formats.ends_within_a_box(whole)
+    assert formats.ends_within_a_box(whole[:-1])
+    assert not formats.ends_within_a_box(whole + b"\0\0\0\x07free")  # less than its own header is damage
+
+
 def test_a_gif_is_an_image_and_a_video() -> None:
     data = encode(Image.new("RGB", (8, 8)), "GIF")
     assert formats.require_image(data) == "gif"

@@ -140,6 +140,23 @@ def test_what_a_busy_time_has_left_in_the_correction_fades_by_what_runs_alone(
     assert streams.streamed == []
 
 
+def test_the_whole_is_lent_to_a_batch_that_leaves_nothing_waiting_and_to_nobody_once_it_is_closed() -> None:
+    whole, stream = FeaturesEngine(), FeaturesEngine()
+    company = Company(whole)
+    with company.engine_for(stream, waiting=1) as engine:
+        assert engine is stream
+    for _ in range(2):  # it is free again after each
+        with company.engine_for(stream, waiting=0) as engine:
+            assert engine is whole
+    company.close()
+    assert whole.closed.is_set()
+    whole.closed.clear()
+    with company.engine_for(stream, waiting=0) as engine:
+        assert engine is stream
+    company.close()
+    assert not whole.closed.is_set(), "closed twice"
+
+
 def test_a_whole_that_fails_is_not_used_again_and_its_rows_are_answered() -> None:
     streams = Streams()
     streams.gate.open()

@@ -432,17 +432,46 @@ def test_what_it_is_doing_can_be_seen(batcher: Batcher, start: Start) -> None:
     assert [busy.rows if busy else 0 for busy in seen] == [0, 2, 0]
 
 
-def test_an_engine_on_a_device_has_its_next_batch_gathered_while_it_runs(batcher: Batcher, start: Start) -> None:
+def wait_until_pending(batcher: Batcher, rows: int) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while batcher.pending_rows != rows:
+        assert time.monotonic() < end, f"{batcher.pending_rows} rows wait"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_an_engine_on_a_device_has_its_next_batch_gathered_while_it_runs(
+    device: str, batcher: Batcher, start: Start
+) -> None:
     gate = Gate()
-    engine = FakeEngine(gate, device="cuda:0")
+    engine = FakeEngine(gate, device=device)
     start(engine, useful=2)
     first = submit(batcher, 1)
     gate.wait_entered()
     rest = [submit(batcher, mark) for mark in (2, 3, 4, 5, 6)]
+    wait_until_pending(batcher, 3)
     gate.open()
     assert [classes_of(each.inference())[0] for each in [first, *rest]] == [1, 2, 3, 4, 5, 6]
     assert sorted(mark for batch in engine.batches for mark in batch) == [1, 2, 3, 4, 5, 6]
     assert all(len(batch) <= 2 for batch in engine.batches)
+
+
+def test_a_batch_ahead_grows_until_it_is_full_as_long_as_the_engine_runs(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate, device="cuda:0")
+    start(engine, useful=2)
+    listeners = [submit(batcher, 1)]
+    gate.wait_entered()
+    for marks in ((2, 3), (4, 5)):
+        for mark in marks:
+            listeners.append(submit(batcher, mark))
+            time.sleep(0.02)  # for whoever would close it now
+        wait_until_pending(batcher, 0)
+        gate.let_one_pass()
+        gate.wait_entered()
+    gate.open()
+    assert [classes_of(each.inference())[0] for each in listeners] == [1, 2, 3, 4, 5]
+    assert engine.batches == [[1], [2, 3], [4, 5]]
 
 
 def test_rows_gathered_ahead_are_settled_when_the_engine_dies(batcher: Batcher, start: Start) -> None:
@@ -464,6 +493,24 @@ def test_rows_gathered_ahead_are_settled_when_the_engine_dies(batcher: Batcher, 
         second.inference()
     assert second.released.wait(PATIENCE_S)
     assert second.releases == 1
+
+
+def test_rows_that_lie_gathered_when_the_engine_dies_are_settled(batcher: Batcher, start: Start) -> None:
+    gate = Gate()
+
+    def die(marks: list[int]) -> None:
+        gate(marks)
+        raise SystemExit
+
+    instance = start(FakeEngine(die, device="cuda:0"), useful=1)
+    listeners = [submit(batcher, 1)]
+    gate.wait_entered()
+    listeners += [submit(batcher, mark) for mark in (2, 3)]
+    wait_until_pending(batcher, 1)
+    gate.open()
+    assert instance.join(PATIENCE_S)
+    assert all(isinstance(each.error(), EngineError) for each in listeners[:2])
+    assert [each.releases for each in listeners] == [1, 1, 0]
 
 
 class NoRoom(FakeEngine):

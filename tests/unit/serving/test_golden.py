@@ -204,10 +204,64 @@ def test_another_top_class_is_allowed_only_where_the_reference_hardly_prefers_it
     assert compare(swapped_tie, tie, TOLERANCES["fp32"]).top1_agreement == 1.0
 
 
+@pytest.mark.parametrize(("lead", "agreement"), [(3.5, 1.0), (4.5, 0.0)])
+def test_rounding_may_turn_around_a_lead_of_four_times_the_tolerance(lead: float, agreement: float) -> None:
+    tolerance = TOLERANCES["fp32"]
+    logits = np.array([[3.0, 3.0, 0.0]])
+    spread = float(np.std(logits))
+    logits[0, 0] += lead * tolerance.log_ratio * spread
+    assert compare(softmax(logits[:, [1, 0, 2]]), softmax(logits), tolerance).top1_agreement == agreement
+
+
+def test_fewer_bits_may_be_further_off() -> None:
+    for more, fewer in (("fp32", "fp16"), ("fp16", "bf16")):
+        assert TOLERANCES[more].probability < TOLERANCES[fewer].probability
+        assert TOLERANCES[more].log_ratio < TOLERANCES[fewer].log_ratio
+
+
+def test_the_agreement_is_the_share_of_rows_that_agree() -> None:
+    expected = np.array([[0.5, 0.3, 0.2]] * 4, np.float32)
+    actual = expected.copy()
+    actual[2] = [0.3, 0.5, 0.2]
+    assert compare(actual, expected, TOLERANCES["fp32"]).top1_agreement == 0.75
+
+
+def test_a_reference_that_prefers_nothing_is_held_against_too() -> None:
+    even, uneven = np.full((1, 4), 0.25, np.float32), np.array([[0.251, 0.249, 0.25, 0.25]], np.float32)
+    assert compare(even, even, TOLERANCES["bf16"]).max_log_ratio == 0
+    assert compare(uneven, even, TOLERANCES["bf16"]).max_log_ratio > 100
+
+
+def test_what_is_less_than_a_millionth_carries_no_information() -> None:
+    expected = np.array([[0.6, 0.4, 1e-7, 1e-12]], np.float32)
+    actual = np.array([[0.6, 0.4, 1e-11, 0.0]], np.float32)
+    assert compare(actual, expected, TOLERANCES["fp32"]).max_log_ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "fine"), [(1.0, True), (1.015, True), (0.985, True), (1.03, False), (0.97, False), (math.nan, False)]
+)
+def test_probabilities_may_sum_to_one_but_for_rounding(factor: float, fine: bool) -> None:
+    class Scaled(FakeEngine):
+        def run(self, rows: Rows) -> Probabilities:
+            return super().run(rows) * np.float32(factor)
+
+    if fine:
+        run_checked(Scaled(), rows_of(1, 2))
+    else:
+        with pytest.raises(EngineError, match="no probability distribution"):
+            run_checked(Scaled(), rows_of(1, 2))
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [lambda answers: answers[:-1], lambda answers: np.vstack([answers, answers[:1]]), lambda answers: answers.ravel()],
-    ids=["a row too few", "a row too many", "flat"],
+    [
+        lambda answers: answers[:-1],
+        lambda answers: np.vstack([answers, answers[:1]]),
+        lambda answers: answers.ravel(),
+        lambda answers: np.hstack([answers, np.zeros_like(answers[:, :1])]),
+    ],
+    ids=["a row too few", "a row too many", "flat", "a class too many"],
 )
 def test_answers_of_another_shape_are_an_engine_error(spoil: Callable[[Probabilities], Probabilities]) -> None:
     class Misshapen(FakeEngine):

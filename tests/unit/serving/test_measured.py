@@ -16,12 +16,30 @@ KEY = ("graph", "machine")
 MEASURED = Measured("openvino", (EngineTrial("openvino", 0.01, "passed"),), 2, BatchCurve((1, 2), (0.01, 0.02)))
 
 
-def test_what_was_written_is_read_under_its_key_alone(tmp_path: Path) -> None:
+def test_what_was_written_is_read_under_its_key_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = MeasuredStore(tmp_path / "made" / "on demand")
     assert store.read(KEY) is None
     store.write(KEY, MEASURED)
     assert store.read(KEY) == MEASURED
     assert store.read(("graph", "another machine")) is None
+    assert caplog.messages == [], "there is nothing to tell of a first start"
+
+
+def test_a_file_under_another_key_s_name_is_not_taken_for_that_key_s(tmp_path: Path) -> None:
+    store, other = MeasuredStore(tmp_path), ("graph", "another machine")
+    store.write(KEY, MEASURED)
+    (of_key,) = tmp_path.iterdir()
+    store.write(other, MEASURED)
+    (of_other,) = set(tmp_path.iterdir()) - {of_key}
+    of_key.replace(of_other)
+    assert store.read(other) is None
+
+
+def test_a_store_without_a_folder_keeps_nothing_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    store = MeasuredStore(None)
+    store.write(KEY, MEASURED)
+    assert store.read(KEY) is None
+    assert caplog.messages == []
 
 
 def test_two_writers_never_write_the_same_file_though_their_process_ids_are_the_same(

@@ -45,3 +45,12 @@ def test_views_are_averaged_as_probabilities() -> None:
 def test_the_crops_of_a_clip_are_averaged_and_clips_stay_apart() -> None:
     views = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.25, 0.75], [0.25, 0.75], [0.25, 0.75]], np.float32)
     np.testing.assert_allclose(average_crops(views, 2), [[0.5, 0.5], [0.25, 0.75]])
+
+
+def test_averages_are_as_exact_as_their_values() -> None:
+    views = np.random.default_rng(0).random((3 * 999, 50), np.float32)
+    for averaged, exact in (
+        (average_views(views), views.astype(np.float64).mean(axis=0)),
+        (average_crops(views, 3), views.astype(np.float64).reshape(3, 999, 50).mean(axis=1)),
+    ):
+        np.testing.assert_array_equal(averaged, exact.astype(np.float32))

@@ -19,9 +19,10 @@ from app.engines.openvino import OpenVinoEngine, cpu_precision
 from app.errors import EngineUnavailable, PackageError
 from app.repository.store import Package, discover, open_package
 from app.serving import proven, selection
-from app.serving.curve import BatchCurve, time_one_row
+from app.serving.curve import BatchCurve, GreyRows, time_one_row
+from app.serving.golden import GoldenSample
 from app.serving.measured import MeasuredStore
-from app.serving.proven import build_engine, build_streams, prove
+from app.serving.proven import build_engine, build_proven, build_streams, prove, sample_of
 from app.serving.selection import select_engine
 
 MakePackage = Callable[..., Path]
@@ -244,3 +245,39 @@ def test_in_real_bf16_every_row_gets_the_class_that_fp32_names(package: Package)
         answers[precision] = [int(best) for at in (0, 1000) for best in engine.run(rows[at : at + 1000]).argmax(axis=1)]
         engine.close()
     assert answers["auto"] == answers["fp32"] != answers["bf16"]
+
+
+def test_the_quick_engine_is_proven_without_the_help_of_the_exact_one(package: Package, made: list[Noted]) -> None:
+    built = build_engine(package, "openvino", AUTO)
+    assert isinstance(built, CloseCalls)
+    helped = CloseCalls(built.quick, built.exact, margin=100.0)  # every row is a close call
+    prove(helped, package)
+    made[0].off = 1.0
+    with pytest.raises(PackageError, match="disagrees with the reference"):
+        prove(helped, package)
+    built.close()
+
+
+def test_a_no_op_engine_has_nothing_to_prove_and_runs_on_any_rows(package: Package) -> None:
+    options = EngineOptions(name="noop", max_batch=4)
+    engine, words = build_proven(package, "noop", options)
+    assert prove(engine, package) is None
+    assert words == "not checked: no model is run"
+    assert isinstance(sample_of(package, engine), GreyRows)
+    real = build_engine(package, "onnxruntime", EngineOptions(name="onnxruntime", threads=1))
+    assert isinstance(sample_of(package, real), GoldenSample)
+    real.close()
+
+
+def test_engines_are_told_which_package_a_graph_is_of(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the path, which the next package may have too."""
+    seen: list[Graph] = []
+
+    def create(name: str, graph: Graph, options: EngineOptions) -> Engine:
+        seen.append(graph)
+        return create_engine(name, graph, options)
+
+    monkeypatch.setattr(proven, "create_engine", create)
+    build_engine(package, "noop", EngineOptions(name="noop"))
+    assert package.fingerprint
+    assert seen == [Graph(package.graph, (8, 8, 3), 5, "fp32", package.fingerprint)]

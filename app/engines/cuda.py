@@ -5,8 +5,11 @@ CUDA calls are cheap and asynchronous; what a kernel did wrong is reported by a 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ _LOST = frozenset(
         "cudaErrorExternalDevice",
     }
 )
+_alone: dict[int, AbstractContextManager[object]] = {}  # by device
 
 
 def why_no_gpu() -> str | None:
@@ -112,6 +116,7 @@ class CudaDevice:
         from cuda.bindings import runtime
 
         self._cuda = runtime
+        self.alone = _alone.setdefault(self.index, threading.RLock())
         self.name = f"cuda:{self.index}"
         properties = self._call(runtime.cudaGetDeviceProperties(self.index))
         self.architecture = f"sm_{properties.major}{properties.minor}"
@@ -163,6 +168,16 @@ class CudaDevice:
         self._call(self._cuda.cudaStreamSynchronize(stream))
 
     def record(self, work: Callable[[], None], stream: int) -> int:
+        # What is garbage may be pinned memory, which cannot be given back by a thread that records.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return self._record(work, stream)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _record(self, work: Callable[[], None], stream: int) -> int:
         # Of this thread alone: another instance may allocate on the device meanwhile.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self._cuda.cudaStreamBeginCapture(stream, mode))

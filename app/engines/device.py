@@ -7,6 +7,7 @@ one; the tests' stand-in has the host's own memory, so that everything above thi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,12 +22,16 @@ class Device(Protocol):
     Methods raise EngineOutOfMemory where the device has no room, and EngineError for anything else.
 
     Attributes:
+        alone: a lock of all who use the device, which a thread may take again; held while work is recorded, and while
+            a library starts or ends here. CUDA lets nobody wait for the whole device while a stream of it is recorded,
+            and libraries do when they start.
         name: "cuda:0".
         memory: how ONNX Runtime calls its memory, "cuda"; `index` is its number there.
         architecture: what plans are built for, "sm_90".
         description: the model and the memory, for people.
     """
 
+    alone: AbstractContextManager[object]
     name: str
     memory: str
     index: int

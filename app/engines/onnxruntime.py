@@ -68,10 +68,13 @@ class OnnxRuntimeEngine:
 
 
 def open_session(graph: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
-    """Raises PackageError where the graph cannot be loaded."""
+    """Raises PackageError where the graph cannot be loaded, EngineOutOfMemory where there is no room for it."""
     try:
-        return ort.InferenceSession(graph, options, providers=providers)
+        # Without its fallback, which runs everything on the CPU where a GPU fails, and prints why.
+        return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise EngineOutOfMemory(f"{graph}: ONNX Runtime has no memory for it: {error}") from error
         raise PackageError(f"{graph}: ONNX Runtime cannot load it ({error})") from error
 
 
@@ -85,12 +88,17 @@ def run_errors(rows: int) -> Iterator[None]:
         MemoryError,
         ort_errors.RuntimeException,
         ort_errors.Fail,
+        ort_errors.EPFail,
+        ort_errors.NotImplemented,
         ort_errors.InvalidArgument,
     ) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
-            raise EngineOutOfMemory(f"ONNX Runtime has no memory for {rows} rows: {text}") from error
-        raise EngineError(f"ONNX Runtime failed on {rows} rows: {text}") from error
+        if _is_out_of_memory(error):
+            raise EngineOutOfMemory(f"ONNX Runtime has no memory for {rows} rows: {error}") from error
+        raise EngineError(f"ONNX Runtime failed on {rows} rows: {error}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(mark in str(error).lower() for mark in _OUT_OF_MEMORY)
 
 
 def check_graph(graph: Graph, session: ort.InferenceSession) -> int:

@@ -53,14 +53,15 @@ class OnnxRuntimeCudaEngine:
         self._device = device
         self._shrink = False
         self._bindings: dict[int, Any] = {}
-        self._pipeline = Pipeline(device, graph.row_shape, graph.classes, batch_ladder(max_batch))
-        try:
-            self._session, self._recordable = self._open(graph.path)
-            self.feature_dim = check_graph(graph, self._session)
-            self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
-        except BaseException:
-            self._pipeline.close()
-            raise
+        with device.alone:
+            self._pipeline = Pipeline(device, graph.row_shape, graph.classes, batch_ladder(max_batch))
+            try:
+                self._session, self._recordable = self._open(graph.path)
+                self.feature_dim = check_graph(graph, self._session)
+                self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
+            except BaseException:
+                self._pipeline.close()
+                raise
         self._input = self._session.get_inputs()[0].name
         provider = self._session.get_providers()[0]
         self.info = EngineInfo(
@@ -91,9 +92,10 @@ class OnnxRuntimeCudaEngine:
 
     def close(self) -> None:
         # The session first: its arena and its recorded graphs refer to the pipeline's stream and memory.
-        self._bindings.clear()
-        del self._session
-        self._pipeline.close()
+        with self._device.alone:
+            self._bindings.clear()
+            del self._session
+            self._pipeline.close()
 
     def _open(self, graph: Path) -> tuple[ort.InferenceSession, bool]:
         """The session, and whether its runs can be recorded: where no node is left to the CPU."""

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # One that is run, one that is staged, and one for a batch that comes unannounced.
 _SLOTS = 3
+_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -170,20 +171,26 @@ class Pipeline:
 
         Its first answer is of the replay all the same: so whoever checks that has checked what will serve.
         """
-        if self._recorded.get(size) is None:
-            enqueue(size)
-            if record and size not in self._recorded:
+        if record and size not in self._recorded:
+            with self._device.alone:
                 self._recorded[size] = self._record(size, enqueue)
+        elif self._recorded.get(size) is None:
+            enqueue(size)
         recorded = self._recorded.get(size)
         if recorded is not None:
             self._device.replay(recorded, self.stream)
 
     def _record(self, size: int, enqueue: Callable[[int], None]) -> int | None:
-        try:
-            return self._device.record(lambda: enqueue(size), self.stream)
-        except EngineError as error:
-            logger.warning("batches of %d are not run as a CUDA graph (%s)", size, error)
-            return None
+        """Run a size, and record it; once more where that fails, as the first run may not have allocated all."""
+        failure: EngineError | None = None
+        for _ in range(_TRIES):
+            enqueue(size)
+            try:
+                return self._device.record(lambda: enqueue(size), self.stream)
+            except EngineError as error:
+                failure = error
+        logger.warning("batches of %d are not run as a CUDA graph (%s)", size, failure)
+        return None
 
     def _upload(self, rows: Rows, slot: _Slot) -> None:
         self._device.upload(slot.address, rows, self._upload_stream)

@@ -47,32 +47,36 @@ class TensorRtEngine:
         self.max_batch = min(max_batch, record.batches[-1])
         self._lines: list[str] = []
         self._logger = make_logger(trt, self._lines)  # kept: TensorRT holds on to it
-        device.use()
-        self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self._engine is None:
-            raise PackageError(f"{plan}: TensorRT cannot read it ({first_error(self._lines)})")
-        self.feature_dim = self._check(trt, plan)
-        sizes = batch_ladder(self.max_batch)
         self._device = device
         self._memory = 0
         self._contexts: dict[int, Any] = {}
-        self._pipeline = Pipeline(device, row_shape, classes, sizes)
-        try:
-            self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
-            self._memory_nbytes = max(int(self._engine.device_memory_size_v2), 1)
-            self._memory = device.allocate(self._memory_nbytes)
-            for size in sizes:
-                self._contexts[size] = self._make_context(trt, record.key.flavour, size)
-        except BaseException:
-            self._give_back()
-            raise
+        with device.alone:
+            self._load(plan, trt, record.key.flavour)
         self.info = EngineInfo(
             "tensorrt",
             record.precision,
             device.name,
             f"{record.key.flavour} {record.key.version}, {record.key.architecture}, {device.description}, CUDA graphs",
         )
+
+    def _load(self, plan: Path, trt: Any, flavour: str) -> None:
+        self._device.use()
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise PackageError(f"{plan}: TensorRT cannot read it ({first_error(self._lines)})")
+        self.feature_dim = self._check(trt, plan)
+        sizes = batch_ladder(self.max_batch)
+        self._pipeline = Pipeline(self._device, self.row_shape, self.classes, sizes)
+        try:
+            self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
+            self._memory_nbytes = max(int(self._engine.device_memory_size_v2), 1)
+            self._memory = self._device.allocate(self._memory_nbytes)
+            for size in sizes:
+                self._contexts[size] = self._make_context(trt, flavour, size)
+        except BaseException:
+            self._give_back()
+            raise
 
     def empty_rows(self, n: int) -> Rows:
         return self._pipeline.empty_rows(n)
@@ -95,9 +99,10 @@ class TensorRtEngine:
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        self._give_back()
-        del self._engine
-        del self._runtime
+        with self._device.alone:
+            self._give_back()
+            del self._engine
+            del self._runtime
 
     def _give_back(self) -> None:
         # What was recorded first, then the contexts, then what they refer to.

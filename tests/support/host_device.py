@@ -7,8 +7,10 @@ must, as a GPU may: what was not waited for has not happened.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ class HostDevice:
 
     memory = "cpu"
     index = 0
+    alone: AbstractContextManager[object] = threading.RLock()
 
     def __init__(
         self, *, architecture: str = "sm_0", room: int | None = None, records: bool = True, name: str = "cuda:0"
@@ -151,3 +154,35 @@ class LateDevice(HostDevice):
     def _run_to(self, event: int) -> None:
         while event in self._marked:
             self._queues[self._marked[event]].popleft()()
+
+
+class GuardedDevice(HostDevice):
+    """Keeps account of what was done while its lock was not held, of what may not be done beside a recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone = self
+        self.depth = 0
+        self.unguarded: list[str] = []
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+    def note(self, what: str) -> None:
+        if not self.depth:
+            self.unguarded.append(what)
+
+    def stream(self) -> int:
+        self.note("stream")
+        return super().stream()
+
+    def end_stream(self, stream: int) -> None:
+        self.note("end_stream")
+        super().end_stream(stream)
+
+    def record(self, work: Callable[[], None], stream: int) -> int:
+        self.note("record")
+        return super().record(work, stream)

@@ -226,7 +226,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) { return 
 cudaError_t cudaStreamDestroy(cudaStream_t s) { free(s); return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) { return forbidden_while_recording("cudaStreamSynchronize"); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize(void) { return forbidden_while_recording("cudaDeviceSynchronize"); }
+/* "It is invalid to synchronize … a broader handle which encompasses an active stream capture" (the CUDA C++ Programming
+   Guide), from whatever thread. */
+cudaError_t cudaDeviceSynchronize(void) {
+    if (!capturing) return cudaSuccess;
+    stand_in_say("forbidden cudaDeviceSynchronize");
+    return cudaErrorStreamCaptureUnsupported;
+}
 cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = malloc(16); return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) { return cudaEventCreate(e); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }

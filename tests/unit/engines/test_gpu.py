@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,6 +183,51 @@ def test_what_cuda_does_not_recover_from_is_told_from_other_failures(
     found(status, gpus=0)  # which is how a rebuild meets it
     with pytest.raises(EngineLost if kind is EngineLost else EngineUnavailable, match=status.name):
         gpu_count()
+
+
+@pytest.fixture
+def two_cards(found: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    found(Status.cudaSuccess, gpus=2, driver=13000)
+    properties = SimpleNamespace(name=b"a card", major=9, minor=0, totalGlobalMem=0)
+    monkeypatch.setattr(runtime, "cudaGetDeviceProperties", lambda index: (Status.cudaSuccess, properties))
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_all_engines_on_a_device_share_its_lock_and_other_devices_have_theirs() -> None:
+    first, same, other = CudaDevice("cuda:0"), CudaDevice("cuda"), CudaDevice("cuda:1")
+    assert first.alone is same.alone
+    assert first.alone is not other.alone
+    with first.alone, first.alone, ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(same.alone.acquire, False).result()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("two_cards")
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_garbage_is_collected_while_work_is_recorded(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    for name, answer in (
+        ("cudaStreamBeginCapture", ()),
+        ("cudaStreamEndCapture", (7,)),
+        ("cudaGraphInstantiate", (8,)),
+        ("cudaGraphDestroy", ()),
+    ):
+        monkeypatch.setattr(runtime, name, lambda *arguments, answer=answer: (Status.cudaSuccess, *answer))
+    collects: list[bool] = []
+
+    def work() -> None:
+        collects.append(gc.isenabled())
+        if fails:
+            raise EngineError("a kernel failed")
+
+    device = CudaDevice("cuda")
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with pytest.raises(EngineError) if fails else nullcontext():
+                assert device.record(work, 1) == 8
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
+    assert collects == [False, False]
 
 
 def test_pinned_memory_lives_as_long_as_a_view_of_it() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
-from host_device import HostDevice
+from host_device import GuardedDevice, HostDevice
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from app.engines import onnxruntime_cuda
 from app.engines.base import Graph, StagingEngine
-from app.engines.onnxruntime import OnnxRuntimeEngine
+from app.engines.onnxruntime import OnnxRuntimeEngine, open_session, run_errors
 from app.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine, require_cuda_provider
-from app.errors import EngineOutOfMemory, EngineUnavailable, PackageError
+from app.errors import EngineError, EngineOutOfMemory, EngineUnavailable, PackageError
 
 MakeGraph = Callable[..., Path]
 ROW = (8, 8, 3)
@@ -61,9 +65,50 @@ def test_it_gives_back_what_it_took_and_takes_nothing_of_a_wrong_graph(make_grap
     assert not device.held
 
 
+def test_it_starts_and_ends_while_nobody_records(make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = GuardedDevice()
+
+    def opened(*arguments: Any) -> ort.InferenceSession:
+        device.note("open_session")
+        return open_session(*arguments)
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_session", opened)
+    engine = build(make_graph(), device)
+    engine.run(draw(3))
+    engine.close()
+    assert device.unguarded == []
+    assert device.depth == 0
+
+
 def test_a_device_without_room_is_named_as_that(make_graph: MakeGraph) -> None:
     with pytest.raises(EngineOutOfMemory):
         build(make_graph(), HostDevice(room=100))
+
+
+@pytest.mark.parametrize("said", ["BFCArena: Available memory of 0 is smaller", "CUDA failure 2: out of memory"])
+def test_a_session_that_has_no_room_is_named_as_that(
+    make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise ort_errors.RuntimeException(said)
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    device = HostDevice()
+    with pytest.raises(EngineOutOfMemory, match=said):
+        build(make_graph(), device)
+    assert not device.held
+
+
+def test_onnxruntime_itself_never_falls_back_to_another_provider(make_graph: MakeGraph) -> None:
+    engine = build(make_graph())
+    assert not engine._session._enable_fallback  # it has no question for that
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["EPFail", "NotImplemented", "Fail", "RuntimeException", "InvalidArgument"])
+def test_whatever_a_run_fails_with_is_an_engine_s_error(kind: str) -> None:
+    with pytest.raises(EngineError, match="a kernel failed"), run_errors(3):
+        raise getattr(ort_errors, kind)("a kernel failed")
 
 
 def test_its_description_names_the_device_and_the_provider_that_computes(make_graph: MakeGraph) -> None:

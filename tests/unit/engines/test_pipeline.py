@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from host_device import HostDevice, LateDevice
+from host_device import GuardedDevice, HostDevice, LateDevice
 
 from app.engines.base import Rows, batch_ladder
 from app.engines.pipeline import FurtherOutput, Pipeline
@@ -102,8 +103,44 @@ def test_work_that_cannot_be_recorded_is_queued_each_time(caplog: pytest.LogCapt
     for seed in range(2):
         rows = draw(3, seed)
         np.testing.assert_array_equal(pipeline.run(rows, sums, record=True), expected(rows))
-    assert sums.sizes == [4, 4]
+    assert sums.sizes == [4, 4, 4]  # it was tried twice
     assert caplog.text.count("CUDA graph") == 1
+
+
+def test_a_recording_that_fails_once_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Reluctant(HostDevice):
+        def record(self, work: Callable[[], None], stream: int) -> int:
+            self.records, records = True, self.records
+            if not records:
+                raise EngineError("something was still to be allocated")
+            return super().record(work, stream)
+
+    device = Reluctant(records=False)
+    pipeline = Pipeline(device, ROW, CLASSES, batch_ladder(4))
+    for seed in range(2):
+        rows = draw(4, seed)
+        np.testing.assert_array_equal(pipeline.run(rows, Sums(pipeline), record=True), expected(rows))
+    assert [call for call in device.log if call in ("record", "replay")] == ["record", "replay", "replay"]
+    assert not caplog.records
+
+
+def test_nobody_else_starts_while_a_size_is_run_for_the_first_time_and_recorded() -> None:
+    device = GuardedDevice()
+    pipeline = Pipeline(device, ROW, CLASSES, batch_ladder(4))
+    sums, depths = Sums(pipeline), []
+    device.unguarded.clear()
+
+    def enqueue(size: int) -> None:
+        depths.append(device.depth)
+        sums(size)
+
+    for _ in range(2):
+        pipeline.run(draw(4), enqueue, record=True)
+    assert depths[0] == 1
+    assert depths[1:] == [0, 0]  # replays
+    assert device.unguarded == []
+    pipeline.run(draw(2), enqueue, record=False)
+    assert depths[-1] == 0
 
 
 def test_staged_rows_are_copied_once_and_before_their_run(pipeline: Pipeline, device: HostDevice) -> None:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import tensorrt_double
 from feature_graph import add_features, features_in
-from host_device import HostDevice
+from host_device import GuardedDevice, HostDevice
 from onnx import TensorProto
 
 from app.engines.base import Graph, StagingEngine, feature_dim, features_of
@@ -59,6 +59,24 @@ def test_a_plan_and_its_record_are_called_by_what_they_are_for() -> None:
     plan = Path("1", PlanKey("sm_90", "tensorrt_rtx", "1.4.0.76").file)
     assert plan.name == "sm_90-tensorrt_rtx-1.4.0.76.plan"
     assert record_file(plan) == Path("1", "sm_90-tensorrt_rtx-1.4.0.76.plan.json")
+
+
+def test_it_starts_and_ends_while_nobody_records(make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = GuardedDevice()
+    runtime = tensorrt_double.Runtime
+
+    def started(logger: Any) -> tensorrt_double.Runtime:
+        device.note("Runtime")
+        return runtime(logger)
+
+    monkeypatch.setattr(tensorrt_double, "Runtime", started)
+    graph = make_graph()
+    write_plan(graph)
+    engine = build(graph, device)
+    engine.run(draw(3))
+    engine.close()
+    assert device.unguarded == []
+    assert device.depth == 0
 
 
 def test_it_gives_features_where_the_plan_has_them(make_graph: MakeGraph) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from app.engines.base import Engine, Probabilities, Rows
 from app.engines.factory import EngineOptions, create_engine
-from app.errors import EngineError, PackageError
+from app.errors import EngineError, EngineUnavailable, PackageError
 from app.repository.store import Package, discover, open_package
 from app.serving import proven, selection
 from app.serving.measured import MeasuredStore
@@ -213,19 +213,47 @@ def test_a_kept_measurement_that_was_disturbed_is_taken_again(package: Package, 
     document = json.loads(record.read_text())
     document["curve"]["seconds"] = [seconds * 1000 for seconds in document["curve"]["seconds"]]
     record.write_text(json.dumps(document))
+    built.clear()
     second = choose(package, folder=tmp_path / "kept")
-    second.engine.close()
     assert second.curve.seconds[0] < first.curve.seconds[0] * 500
+    assert [engine for _, engine in built if not getattr(engine, "closed", None)] == [second.engine]
+    second.engine.close()
 
 
-@pytest.mark.parametrize("other", [{"max_batch": 2}, {"threads": 2}])
+@pytest.mark.parametrize("other", [{"max_batch": 2}, {"threads": 2}, {"precision": "auto"}, {"device": "cpu"}])
 def test_what_was_kept_for_other_options_is_not_used(
     package: Package, built: Built, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     choose(package, folder=tmp_path).engine.close()
     built.clear()
     choose(package, replace(OPTIONS, **other), folder=tmp_path).engine.close()
-    assert len(built) == 2
+    assert len(built) >= 2
+
+
+def test_what_was_kept_for_another_release_of_a_library_or_another_number_of_streams_is_not_used(
+    package: Package, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured_anew(streams: int = 1) -> bool:
+        built.clear()
+        select_engine(package, OPTIONS, MeasuredStore(tmp_path), budget_s=0.05, streams=streams).engine.close()
+        return len(built) > 1
+
+    assert [measured_anew(), measured_anew()] == [True, False]
+    assert measured_anew(streams=2)
+    monkeypatch.setattr(selection, "engine_identity", lambda name, graph, options: f"{name} 2099.1")
+    assert [measured_anew(), measured_anew()] == [True, False]
+
+
+def test_where_no_engine_can_be_had_the_package_is_not_to_blame(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(name: str, *args: object) -> Engine:
+        raise EngineUnavailable(f"{name} is not for this machine")
+
+    monkeypatch.setattr(proven, "create_engine", create)
+    words = "openvino is not for this machine; onnxruntime is not for this machine"
+    with pytest.raises(EngineUnavailable, match=words):
+        choose(package)
 
 
 def test_what_was_kept_for_another_graph_or_machine_is_not_used(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving_fakes import FakeEngine
@@ -88,6 +89,29 @@ def test_as_many_streams_are_taken_as_do_most(
         assert selected.curve.seconds[0] == pytest.approx(seconds[taken or 1], rel=0.5)
         assert attempts == tried
         tried = tried + [taken] * (taken > 0)
+
+
+@pytest.mark.parametrize(
+    "seconds", [{1: 0.02, 2: 0.3}, {1: 0.02, 2: 0.03, 4: 0.3}, {1: 0.02, 2: 0.03, 4: 0.04, 8: 0.3}]
+)
+def test_streams_that_are_not_taken_are_closed(
+    package: Package, streams: Steer, seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams(seconds)
+    create_many: Callable[..., list[Engine]] = vars(proven)["create_streams"]
+    made: list[Engine] = []
+
+    def note(*args: Any) -> list[Engine]:
+        new = create_many(*args)
+        made.extend(new)
+        return new
+
+    monkeypatch.setattr(proven, "create_streams", note)
+    selected = select_engine(package, STREAMING, MeasuredStore(None), budget_s=1, streams=0)
+    assert len(made) == sum(seconds) - 1
+    assert [each for each in made if isinstance(each, Steered) and not each.closed.is_set()] == selected.streams
+    assert isinstance(selected.engine, Steered)
+    assert not selected.engine.closed.is_set()
 
 
 def test_streams_that_cannot_be_built_leave_the_engine_alone(

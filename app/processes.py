@@ -195,31 +195,32 @@ class EngineHost:
         Raises:
             OSError: there is no room for another process or descriptor; nothing is left of it.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        settings = os.memfd_create("settings", os.MFD_CLOEXEC)
-        try:
-            os.write(settings, pickle.dumps(self._settings))
-            descriptors = (theirs.fileno(), self._board, settings)
-            process = subprocess.Popen(  # noqa: S603 - the command is ours
-                [*MODULE_COMMAND, "app.http_worker", *map(str, (*descriptors, line, os.getpid()))],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env={**os.environ, "PYTHONPATH": import_path()},
-                process_group=0,  # Ctrl-C is for the host
-            )
-            try:
-                watch = os.pidfd_open(process.pid)
-            except OSError:
-                process.kill()
-                process.wait()
-                raise
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(settings)
+        with os.fdopen(os.memfd_create("settings", os.MFD_CLOEXEC), "wb", 0) as settings:
+            settings.write(pickle.dumps(self._settings))
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with theirs:
+                try:
+                    process, watch = self._start(line, (theirs.fileno(), self._board, settings.fileno()))
+                except BaseException:
+                    ours.close()
+                    raise
         return ours, process, watch
+
+    def _start(self, line: int, descriptors: tuple[int, int, int]) -> tuple[subprocess.Popen[bytes], int]:
+        """A worker's process, and a descriptor that tells of its end."""
+        process = subprocess.Popen(  # noqa: S603 - the command is ours
+            [*MODULE_COMMAND, "app.http_worker", *map(str, (*descriptors, line, os.getpid()))],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            process_group=0,  # Ctrl-C is for the host
+        )
+        try:
+            return process, os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
 
     async def _look(self) -> None:
         """Keep the workers informed, watch them, and take connections while any of them can."""

@@ -264,10 +264,8 @@ class WorkerGroup:
             ticket.timer.set(limit_s, self._overran, run)
 
     def _wait_again(self, ticket: Ticket) -> None:
-        """Have `ticket` done by another worker, as often as is sensible."""
-        if ticket.attempts >= _MOST_ATTEMPTS:
-            ticket.fail(Unavailable("the file could not be decoded now; try again"))
-        elif not ticket.future.done():
+        """Have `ticket` done by another worker."""
+        if not ticket.future.done():
             self._waiting.push(ticket)
             asyncio.get_running_loop().call_soon(self._dispatch)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from app.commands.answer_lines import json_line, result_of, results_file, text_line, write_answers
 from app.commands.file_lists import files_of
 from app.commands.local_model import task_of_model
-from app.commands.many_files import Answer, ManyFiles, UnreadableFile
-from app.commands.setting_flags import settings_here
+from app.commands.many_files import Answer, ManyFiles, UnreadableFile, add_view_flags
+from app.commands.setting_flags import add_repository_flag, settings_here
 from app.errors import InvalidParameter
 from app.load.request import shown, task_of
 from app.load.table import text_table
@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="the model that answers (the task's default)")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="how many classes to name (5)")
-    parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal views of a video (1)")
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="spatial views of each clip (1)")
+    add_view_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON; for many files a line for each")
     parser.add_argument("--features", action="store_true", help="with JSON: add the features (the embedding)")
     parser.add_argument(
@@ -47,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write JSON lines there; files that have a line there are passed over, so a run that was cut goes on",
     )
-    parser.add_argument(
-        "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
-    )
+    add_repository_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

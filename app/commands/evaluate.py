@@ -16,8 +16,8 @@ from app.commands.answer_lines import json_line, results_file, write_answers
 from app.commands.class_names import ClassNames, match_classes
 from app.commands.file_lists import ClassFolder, class_folders
 from app.commands.local_model import first_choice, task_of_model
-from app.commands.many_files import ManyFiles
-from app.commands.setting_flags import settings_here
+from app.commands.many_files import ManyFiles, add_view_flags
+from app.commands.setting_flags import add_repository_flag, settings_here
 from app.errors import InvalidParameter
 from app.load.request import shown, task_of
 from app.load.table import text_table
@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", choices=("image", "video"), help="which files count (told from --model or their names' endings)"
     )
     parser.add_argument("--model", help="the model to measure (the task's default)")
-    parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal views of a video (1)")
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="spatial views of each clip (1)")
+    add_view_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with every class")
     parser.add_argument(
         "--output",
@@ -51,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep the answers there, as `hiera-serve classify --output` does: a run that was cut goes on",
     )
-    parser.add_argument(
-        "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
-    )
+    add_repository_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import errno
@@ -33,6 +34,12 @@ _TRY_AGAIN_S = 0.02
 _NO_ROOM_S = 60.0  # without descriptors or memory for so long, a run would wait for ever
 
 T = TypeVar("T")
+
+
+def add_view_flags(parser: argparse.ArgumentParser) -> None:
+    """How a video is looked at."""
+    parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal views of a video (1)")
+    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="spatial views of each clip (1)")
 
 
 @dataclass(frozen=True)

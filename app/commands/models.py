@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app.api.schemas import Models
 from app.commands.api_key import api_key
-from app.commands.setting_flags import settings_here
+from app.commands.setting_flags import add_repository_flag, settings_here
 from app.errors import PackageError, Unavailable
 from app.load.ask import ask
 from app.load.table import text_table
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="ask this server instead of reading the folder")
     parser.add_argument("--api-key", type=api_key, help="for a server that wants one")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
-    )
+    add_repository_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

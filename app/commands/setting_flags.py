@@ -75,6 +75,13 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_repository_flag(parser: argparse.ArgumentParser) -> None:
+    """The one setting that commands without a server have as a flag."""
+    parser.add_argument(
+        "--model-repository", dest="setting_model_repository", metavar="DIR", help="where the packages are"
+    )
+
+
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """The settings by flags and environment.
 

@@ -206,7 +206,8 @@ def test_nonsense_in_the_orientation_tag_means_upright() -> None:
 
 
 @given(
-    st.binary(max_size=50), st.lists(st.tuples(st.sampled_from(["read", "seek", "end", "into"]), st.integers(0, 60)))
+    st.binary(max_size=50),
+    st.lists(st.tuples(st.sampled_from(["read", "seek", "end", "here", "into"]), st.integers(0, 60))),
 )
 def test_a_memory_file_behaves_as_bytesio(data: bytes, steps: list[tuple[str, int]]) -> None:
     ours, reference = MemoryFile(data), io.BytesIO(data)
@@ -215,6 +216,8 @@ def test_a_memory_file_behaves_as_bytesio(data: bytes, steps: list[tuple[str, in
             assert ours.read(number) == reference.read(number)
         elif step == "seek":
             assert ours.seek(number) == reference.seek(number)
+        elif step == "here":
+            assert ours.seek(number, io.SEEK_CUR) == reference.seek(number, io.SEEK_CUR)
         elif step == "end":
             assert ours.seek(-min(number, len(data)), io.SEEK_END) == reference.seek(
                 -min(number, len(data)), io.SEEK_END
@@ -227,9 +230,29 @@ def test_a_memory_file_behaves_as_bytesio(data: bytes, steps: list[tuple[str, in
     assert ours.read() == reference.read()
 
 
+def test_a_memory_file_reads_on_from_where_it_stands() -> None:
+    file = MemoryFile(b"0123456789")
+    assert file.read(0) == b""
+    assert (file.seek(3), file.seek(2, io.SEEK_CUR), file.seek(-1, io.SEEK_CUR)) == (3, 5, 4)
+    assert file.read(None) == b"456789"
+    for before_the_start in ((-1, io.SEEK_SET), (-11, io.SEEK_CUR), (-11, io.SEEK_END)):
+        with pytest.raises(ValueError, match="negative seek position -1"):
+            file.seek(*before_the_start)
+    assert file.tell() == 10
+
+
+def test_a_memory_file_is_of_bytes_whatever_the_memory_holds() -> None:
+    file = MemoryFile(memoryview(b"\0\0\1\0\2\0\3\0").cast("H"))
+    assert file.seek(0, io.SEEK_END) == 8
+    file.seek(1)
+    assert file.read(2) == b"\0\1"
+
+
 def test_a_closed_memory_file_lets_go_of_its_data() -> None:
     data = bytearray(b"12345")
-    MemoryFile(data).close()
+    file = MemoryFile(data)
+    file.close()
+    file.close()
     data.append(0)  # BufferError if a view were left
 
 

@@ -50,6 +50,7 @@ class TensorRtEngine:
         self._device = device
         self._memory = 0
         self._contexts: dict[int, Any] = {}
+        self._strategy: Any = None
         with device.alone:
             self._load(plan, trt, record.key.flavour)
         self.info = EngineInfo(
@@ -72,8 +73,9 @@ class TensorRtEngine:
             self._features = self._pipeline.add_output(self.feature_dim) if self.feature_dim else None
             self._memory_nbytes = max(int(self._engine.device_memory_size_v2), 1)
             self._memory = self._device.allocate(self._memory_nbytes)
+            self._strategy = self._context_strategy(trt, flavour)  # kept: contexts may hold on to it
             for size in sizes:
-                self._contexts[size] = self._make_context(trt, flavour, size)
+                self._contexts[size] = self._make_context(size)
         except BaseException:
             self._give_back()
             raise
@@ -108,22 +110,27 @@ class TensorRtEngine:
         # What was recorded first, then the contexts, then what they refer to.
         self._pipeline.close()
         self._contexts.clear()
+        self._strategy = None
         if self._memory:
             self._device.free(self._memory)
             self._memory = 0
 
-    def _make_context(self, trt: Any, flavour: str, size: int) -> Any:
-        """A context for batches of `size`, ready to be queued."""
+    def _context_strategy(self, trt: Any, flavour: str) -> Any:
+        """How contexts are made: over memory of ours."""
         strategy: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if flavour == "tensorrt_rtx":
-            # It compiles on the machine where it runs, and by default runs a size on makeshift kernels until its own
-            # are ready; the graph that is recorded at the first run would keep those for good.
-            runtime_config = self._engine.create_runtime_config()
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
-            runtime_config.set_execution_context_allocation_strategy(strategy)
-            strategy = runtime_config
-        context = self._engine.create_execution_context(strategy)
+        if flavour != "tensorrt_rtx":
+            return strategy
+        # It compiles on the machine where it runs, and by default runs a size on makeshift kernels until its own are
+        # ready; the graph that is recorded at the first run would keep those for good.
+        runtime_config = self._engine.create_runtime_config()
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+        runtime_config.set_execution_context_allocation_strategy(strategy)
+        return runtime_config
+
+    def _make_context(self, size: int) -> Any:
+        """A context for batches of `size`, ready to be queued."""
+        context = self._engine.create_execution_context(self._strategy)
         if context is None:
             raise EngineOutOfMemory(f"{self._device.name} has no room for the plan ({first_error(self._lines)})")
         context.set_device_memory(self._memory, self._memory_nbytes)

@@ -173,7 +173,7 @@ def test_damage_is_never_more_than_a_domain_error(format: str) -> None:
         (b"G" + bytes(187) + b"H" + bytes(187), "not known"),
         (b"\0" * 64, "not known"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
-        (b"\0\0\0\x18ftypisom\0\0\0\0isomiso2", "a video"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomiso2", r"a video \(mp4\)"),
         (b"\x1a\x45\xdf\xa3" + b"\0" * 40, "a video"),
     ],
 )

@@ -79,6 +79,7 @@ def ftyp(*brands: bytes, after: bytes = b"") -> bytes:
         (b"RIFF\x10\0\0\0ACONanih", None, None),
         *((ftyp(brand), "avif", None) for brand in (b"avif", b"avis")),
         *((ftyp(b"mif1", b"miaf", brand), "avif", None) for brand in (b"avif", b"avis")),
+        (ftyp(b"mif1", b"avif", b"miaf"), "avif", None),
         *(
             (ftyp(brand, b"miaf"), "heic", None)
             for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -122,6 +123,17 @@ def test_webps_size_is_read_from_its_header(size: tuple[int, int], lossless: boo
     data = encode(Image.new(mode, size), "WEBP", lossless=lossless)
     assert formats.webp_size(data) == size
     assert formats.webp_size(data[:29]) is None
+
+
+def test_the_scale_that_a_lossy_webp_asks_its_viewer_for_is_no_part_of_its_size() -> None:
+    data = bytearray(encode(Image.new("RGB", (37, 1000)), "WEBP"))
+    for at, scale in ((27, 0x40), (29, 0x80)):
+        data[at] |= scale
+    assert formats.webp_size(data) == (37, 1000)
+
+
+def test_a_file_without_a_table_of_items_lacks_no_codec() -> None:
+    assert not formats.lacks_hevc(ftyp(b"heic", b"mif1"))
 
 
 @given(st.binary(max_size=64))

@@ -10,17 +10,35 @@ from app.errors import BrokenMedia, LimitExceeded, UnsupportedMedia
 from app.media import messages
 from app.media.limits import MediaLimits
 from app.media.messages import JobHeader, Outcome, ProtocolViolation, Ready, WorkerSettings
+from app.media.shared import ONE_SHOT
 from app.media.spec import DecodeInfo, DecodeJob, View
 from app.settings import Settings
 
 
-@pytest.mark.parametrize("job", [PHOTO, CLIP])
+@pytest.mark.parametrize("job", [PHOTO, CLIP, DecodeJob(CLIP.spec, clips=5, crops=3)])
 def test_a_job_arrives_as_it_was_sent(job: DecodeJob) -> None:
-    header = JobHeader(number=2**32 - 1, slot=3, threads=2, body_bytes=2**40, rows_bytes=2**33, cpu_s=1.5)
+    header = JobHeader(number=2**32 - 1, slot=ONE_SHOT, threads=2, body_bytes=2**40, rows_bytes=2**33, cpu_s=0.1)
     for body in (b"", b"the file"):
         *sent, rest = messages.decode_job(messages.encode_job(header, job) + body)
         assert sent == [header, job]
         assert bytes(rest) == body
+
+
+@pytest.mark.parametrize("number", [0, 2**32 - 1])
+def test_what_a_fork_server_is_told_and_says_arrives_as_it_was_sent(number: int) -> None:
+    for kill in (False, True):
+        assert messages.decode_command(messages.encode_command(number, kill=kill)) == (kill, number)
+    for status in (0, 3, -9):
+        assert messages.decode_exit(messages.encode_exit(number, status)) == (number, status)
+
+
+def test_the_end_of_a_long_trace_arrives() -> None:
+    trace = "in a file\n" * 1000 + "RuntimeError: what happened"
+    outcome = Outcome(5, 0.25, error=BrokenMedia("the file cannot be decoded"), trace=trace)
+    reply = messages.decode_reply(messages.encode_outcome(outcome))
+    assert isinstance(reply, Outcome)
+    assert len(reply.trace) == 4000
+    assert trace.endswith(reply.trace)
 
 
 def test_settings_arrive_as_they_were_sent() -> None:
@@ -94,6 +112,7 @@ GOOD = {"job": 1, "decode_s": 0.1, "info": [10, 10, "jpeg", None, None, None, []
         {**GOOD, "decode_s": float("inf")},
         {**GOOD, "decode_s": 10**400},
         {**GOOD, "decode_s": None},
+        {**GOOD, "decode_s": True},
         {**GOOD, "info": None},
         {**GOOD, "info": [10, 10, "jpeg"]},
         {**GOOD, "info": [2**50, 10, "jpeg", None, None, None, []]},
@@ -102,6 +121,7 @@ GOOD = {"job": 1, "decode_s": 0.1, "info": [10, 10, "jpeg", None, None, None, []
         {**GOOD, "info": [10, 10, "mp4", None, None, None, [[0, 0, 0, 0]] * 1001]},
         {**GOOD, "info": [10, 10, "mp4", None, None, None, [[0, 0, 0]]]},
         {**GOOD, "info": [10, 10, "mp4", None, None, None, "views"]},
+        {**GOOD, "info": [10, 10, "mp4", None, None, None, {}]},
         {"job": 1, "decode_s": 0.1},
         {"job": 1, "decode_s": 0.1, "error": ["PackageError", "x", "x", ""]},
         {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia", "x" * 501, "x", ""]},
@@ -109,6 +129,7 @@ GOOD = {"job": 1, "decode_s": 0.1, "info": [10, 10, "jpeg", None, None, None, []
         {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia", "x", "a\r\nb", ""]},
         {"job": 1, "decode_s": 0.1, "error": [["BrokenMedia"], "x", "x", ""]},
         {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia"]},
+        {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia", "x", "x"]},
         {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia", "x", "x", True]},
         {"job": 1, "decode_s": 0.1, "error": ["BrokenMedia", "x", "x", "t" * 4001]},
         {"ready": ["seccomp"]},

@@ -48,6 +48,27 @@ def test_an_upload_holds_its_chunks_in_the_order_written(size: int, chunk_size: 
         assert content(body) == data
 
 
+def test_a_kernel_that_takes_less_than_it_is_given_is_given_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux does beyond 2 GiB."""
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:50_000]))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
+    with SharedBytes.of(LARGE) as body:
+        assert (body.size, content(body)) == (len(LARGE), LARGE)
+    uploaded = UploadedRows(SHAPE)
+    uploaded.write(PIXELS)
+    np.testing.assert_array_equal(uploaded.rows.ravel(), np.arange(48))
+    uploaded.close()
+
+
+def test_no_program_that_is_started_inherits_an_upload_or_rows() -> None:
+    uploaded = UploadedRows(SHAPE)
+    with SharedBytes.of(LARGE) as body:
+        assert not os.get_inheritable(body.fd)
+        assert not os.get_inheritable(uploaded.fd)
+    uploaded.close()
+
+
 def test_only_an_upload_that_is_too_large_for_a_message_takes_a_descriptor() -> None:
     before = open_descriptors()
     with SharedBytes.of(b"x" * SMALL_FILE_BYTES) as body:
@@ -91,6 +112,7 @@ def test_an_upload_can_be_closed_twice_and_then_refuses_work(data: bytes) -> Non
     for work in refused:
         with pytest.raises(ValueError, match="closed"):
             work()
+    assert not body.small, "its memory is kept"
 
 
 def test_a_forgotten_upload_leaks_no_descriptor() -> None:
@@ -167,6 +189,51 @@ def test_buffers_in_use_at_once_never_share_a_slot_and_those_beyond_the_kept_one
     slots = [buffer.slot for buffer in taken]
     assert sorted(slots) == [*range(KEPT_BUFFERS), ONE_SHOT, ONE_SHOT]
     assert buffers.take(KEPT_BUFFER_BYTES + 1)[0].slot == ONE_SHOT
+
+
+def test_a_buffer_for_one_job_is_used_by_no_other_and_takes_no_slot() -> None:
+    buffers, large = RowBuffers(), KEPT_BUFFER_BYTES + 1
+    assert buffers.take(KEPT_BUFFER_BYTES)[0].slot != ONE_SHOT
+    one_shot, _ = buffers.take(large)
+    buffers.give_back(one_shot)
+    assert one_shot.fd == -1
+    again, is_new = buffers.take(large)
+    assert again is not one_shot
+    assert is_new
+    assert buffers.take(100)[0].slot != ONE_SHOT
+
+
+def test_a_larger_buffer_does_not_serve_a_smaller_job() -> None:
+    buffers = RowBuffers()
+    larger, _ = buffers.take(200)
+    buffers.give_back(larger)
+    smaller, is_new = buffers.take(100)
+    assert (smaller.size, is_new) == (100, True)
+
+
+def test_a_buffer_that_there_was_no_room_for_takes_neither_a_slot_nor_a_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(fd: int, size: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    buffers, before = RowBuffers(), open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", no_memory)
+        for _ in range(KEPT_BUFFERS):
+            with pytest.raises(Overloaded):
+                buffers.take(100)
+    gc.collect()
+    assert open_descriptors() == before
+    assert buffers.take(100)[0].slot != ONE_SHOT
+
+
+def test_buffers_that_come_back_to_a_worker_that_has_gone_are_closed() -> None:
+    buffers = RowBuffers()
+    buffer, _ = buffers.take(100)
+    buffers.close()
+    buffers.give_back(buffer)
+    assert buffer.fd == -1
 
 
 def test_free_buffers_of_another_size_make_way() -> None:
@@ -265,6 +332,8 @@ def test_closed_uploaded_rows_give_their_descriptor_back_and_what_was_read_of_th
         assert each.fd == -1
     with pytest.raises(ValueError, match="closed"):
         uploaded.rows  # noqa: B018
+    with pytest.raises(ValueError, match="closed"):
+        unfinished.write(PIXELS)
     np.testing.assert_array_equal(rows.ravel(), np.arange(48))
     del rows
     assert open_descriptors() == before

@@ -49,6 +49,24 @@ def test_what_is_seen_later_counts_more_and_more() -> None:
     assert load.predict_s(2, LATER) == pytest.approx(3.0, rel=0.01)
 
 
+def test_about_the_last_twenty_files_count() -> None:
+    load = DecodeLoad(workers=2)
+    load.observe(1.0, 1.0)
+    load.observe(1.0, 3.0)
+    assert load.predict_s(2, LATER) == pytest.approx(1.1)
+
+
+def test_a_file_that_leaves_is_no_longer_waited_for_and_the_others_are() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(1.0, 1.0)
+    for deadline in (SOON, SOON, LATER, LATER, LATER):
+        load.enter(deadline)
+    load.leave(LATER)
+    assert load.predict_s(1, 1.5) == pytest.approx(4.0)  # two before it, one in hand, and itself
+    load.leave(SOON)
+    assert load.predict_s(1, 1.5) == pytest.approx(3.0)
+
+
 def test_an_expiry_says_that_files_take_longer_and_never_that_they_take_less() -> None:
     load = DecodeLoad(workers=2)
     load.observe(1.0, 1.0)

@@ -418,6 +418,19 @@ def test_draining_refuses_new_requests_and_finishes_the_admitted_ones(house: Hou
     run(scenario())
 
 
+def test_a_service_that_stood_idle_before_is_drained_by_its_last_request_alone(house: House) -> None:
+    async def scenario() -> None:
+        house.gate.open()
+        await house.classify(b"\1")
+        ticket = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
+        house.service.drain()
+        assert await house.service.drained(0.01) is False
+        ticket.release()
+        assert await house.service.drained(PATIENCE_S) is True
+
+    run(scenario())
+
+
 def test_an_idle_service_is_drained_at_once(house: House) -> None:
     async def scenario() -> None:
         house.service.drain()

@@ -107,7 +107,7 @@ def test_a_ticket_asks_for_what_its_files_need_and_gives_everything_back_once() 
         ticket.resume()
         with pytest.raises(DeadlineExceeded):
             ticket.hurry(time.monotonic() - 1)
-        ticket.release()
+    ticket.release()
     assert reserved.asked[:4] == [
         ("grow", {"rows": 30, "nbytes": 30 * model.row_nbytes + 10}),
         ("set_aside", {}),

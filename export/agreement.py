@@ -98,6 +98,8 @@ def rows_to_compare(asked: str, package: Package) -> Iterator[NDArray[np.uint8]]
     try:
         count = int(asked)
     except ValueError:
+        if not Path(asked).is_dir():
+            raise BuildRefused(f"--rows {asked!r} is neither a number nor a folder") from None
         return photos(Path(asked), package)
     if count < 1:
         raise BuildRefused("--rows must be 1 or more, or a folder")

@@ -14,6 +14,8 @@ import math
 import pickle
 import re
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ HEAD = "head.projection.weight"
 # How names begin that only masked pretraining has beside the encoder, in the three layouts.
 DECODER = ("decoder", "mask_token", "multi_scale_fusion", "multiscale_fusion")
 _SHOWN_NAMES = 8
+# What wrappers put before every name: DataParallel, torch.compile, Lightning.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,10 @@ def _read_tensors(path: Path) -> State:
         if is_safetensors(path.name):
             document: object = load_file(path)
         else:
+            _refuse_damaged(path)
             document = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, and its code will not be run; "
@@ -182,7 +189,32 @@ def _read_tensors(path: Path) -> State:
     ]
     if wrong:
         raise CheckpointError(f"{path}: not a plain state dict: {_names(wrong)} are no tensors")
-    return _renamed(document, lambda name: name.removeprefix("module."), str(path))
+    odd = [name for name, tensor in document.items() if not _is_plain(tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path}: sparse, quantized, complex or without values: {_names(odd)}; save them as plain tensors"
+        )
+    return _renamed(document, lambda name: _WRAPPERS.sub("", name), str(path))
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raises CheckpointError for a zip file that torch.load would take, though a part of it is not what was written."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(name.endswith("/constants.pkl") for name in file.namelist()):
+            raise CheckpointError(f"{path}: a TorchScript program; save the state dict of the model instead")
+        try:
+            damaged = file.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
+            raise CheckpointError(f"{path}: damaged ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is another: fetch or save it again")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    odd = tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.is_complex()
+    return tensor.layout is torch.strided and not odd
 
 
 def _renamed(state: State, new_name: Callable[[str], str], source: str) -> State:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import signal
 import sys
@@ -15,6 +17,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from app.errors import HieraError
+from app.open_files import open_standard_files
 from app.repository.manifest import faults_of
 from export.commands import run_build, run_inspect, run_list, run_tensorrt, run_verify
 from export.errors import ExportError
@@ -38,12 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0; 1 with a message on stderr; 130 when interrupted, 143 when terminated, as a shell has them.
+        The exit status: 0; 1 with a message on stderr; 130 when interrupted, 141 when nobody reads on, 143 when
+        terminated, as a shell has them.
     """
+    open_standard_files()
     options = _parser().parse_args(arguments)
+    show_any_text()
     try:
         with _terminated_by_sigterm():
             status: int = options.run(options)
+            sys.stdout.flush()  # now: what the interpreter cannot write at its end, it complains of
+    except BrokenPipeError:  # behind `| head -1`
+        _drop_output()
+        return 128 + signal.SIGPIPE
     except _Terminated:
         print("hiera-export: terminated; nothing half-written was left", file=sys.stderr)
         return 143
@@ -62,8 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (ExportError, HieraError, OSError) as error:
         print(f"hiera-export: {error}", file=sys.stderr)
+        _drop_output()
         return 1
     return status
+
+
+def show_any_text() -> None:
+    """Have what the terminal's encoding lacks, and names of files that are no text, printed as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Of what can't be written any more, the interpreter would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def _say(text: str) -> None:
 
 
 def run_build(options: Namespace) -> int:
-    variants = [find_variant(name) for name in options.variants]
+    variants = [find_variant(name) for name in dict.fromkeys(options.variants)]
     single = {"--weights": options.weights, "--labels": options.labels, "--name": options.name}
     given = [flag for flag, value in single.items() if value is not None]
     if len(variants) > 1 and given:
@@ -52,12 +52,12 @@ def run_build(options: Namespace) -> int:
     ]
     for request in requests:  # all, before minutes are spent on the first
         refuse_contradictions(request)
+        refuse_taken(options.output, request.package_name, options.version, replace=options.replace)
     for request in requests:
         variant = request.variant
         started = time.monotonic()
         size = f"{variant.parameters / 1e6:.1f} M parameters, {variant.gmacs:g} GMACs a row"
         _say(f"== {variant.name}: {variant.title}, {size}")
-        refuse_taken(options.output, request.name or variant.name, options.version, replace=options.replace)
         spec = make_spec(request, source, _say)
         folder = build_package(spec, options.output, replace=options.replace, say=_say)
         manifest = open_package(PackagePath(spec.name, spec.version, folder)).manifest
@@ -96,12 +96,22 @@ def run_verify(options: Namespace) -> int:
     manifest = package.manifest
     if options.rows is not None:
         return _run_agreement(options, package)
+    of_rows = {
+        "--engine": options.engine,
+        "--engine-precision": options.engine_precision,
+        "--engine-device": options.engine_device,
+    }
+    given = [flag for flag, value in of_rows.items() if value != "auto"]
+    if given:
+        raise BuildRefused(f"{given[0]} goes with --rows: without that the graph alone is measured")
     from export.download import source_from_environment
     from export.verify import verify_package
 
     result = verify_package(package, options.weights, options.max_batch, source_from_environment(os.environ))
     print(f"{manifest.name} version {manifest.version} agrees with {result.against}:")
     print("\n".join(_parity_lines(result.parity)))
+    if result.not_recorded is not None:
+        raise BuildRefused(f"this could not be written into the manifest ({result.not_recorded})")
     return 0
 
 
@@ -212,7 +222,7 @@ def _package_path(path: Path) -> PackagePath:
     Raises:
         PackageError: there is none.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # which takes a link that leads to itself for a file
     if not path.is_dir():
         raise PackageError(f"{path}: no such package; give <repository>/<name> or <repository>/<name>/<version>")
     # A model may be called 2024, too.

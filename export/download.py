@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -20,6 +21,7 @@ from app.caches import cache_folder
 from export.catalog import Download
 from export.errors import DownloadFailed
 from export.formats import wrong_start
+from export.unfinished import in_progress, remove_abandoned
 
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 1 << 20
@@ -55,35 +57,39 @@ def fetch(download: Download, source: WeightsSource) -> Path:
             changed file.
     """
     target = source.cache / download.file
-    if target.is_file():
-        return target
     url = source.url(download)
     partial = source.cache / f".{download.file}.{os.getpid()}.part"
     try:
+        if target.is_file():
+            return target
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise DownloadFailed(f"{url} is no http or https address; mend HIERA_WEIGHTS_URL")
         source.cache.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (the scheme was checked)
-            _refuse_other_answers(response.status, response.headers)
-            digest = _save(response, _total_bytes(response.headers), partial, download.file)
-        fault = wrong_start(partial, download.file)
-        if fault is not None:
-            raise OSError(f"{fault}; a log-in page of the network, or a proxy, may have answered")
-        if download.sha256 not in (None, digest):
-            raise DownloadFailed(
-                f"{url}: the file has sha256 {digest}, not {download.sha256}; try again, or another mirror"
-            )
-        os.replace(partial, target)
+        remove_abandoned(source.cache, f".{download.file}.*.part")
+        partial.touch()
+        with in_progress(partial):
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (the scheme was checked)
+                _refuse_other_answers(response.status, response.headers)
+                digest = _save(response, _total_bytes(response.headers), partial, download.file)
+            fault = wrong_start(partial, download.file)
+            if fault is not None:
+                raise OSError(f"{fault}; a log-in page of the network, or a proxy, may have answered")
+            if download.sha256 not in (None, digest):
+                raise DownloadFailed(
+                    f"{url}: the file has sha256 {digest}, not {download.sha256}; try again, or another mirror"
+                )
+            os.replace(partial, target)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no address, here or in a redirect
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise DownloadFailed(
             f"cannot fetch {url} ({_reason(error)}).\n"
             f"Without a connection: fetch that address elsewhere and put the file at {target}, then run this again.\n"
-            f"Or pass it with --weights FILE, or name a mirror in HIERA_WEIGHTS_URL."
+            "Or pass it with --weights FILE, name a mirror in HIERA_WEIGHTS_URL or another folder in HIERA_WEIGHTS_DIR."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of the cache folder, which the error above tells
+            partial.unlink(missing_ok=True)
     return target
 
 

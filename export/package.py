@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from export.hiera import Hiera
 from export.parity import batch_sizes, measure_graph, reference
 from export.to_onnx import OPSET, ServingGraph, export_graph
 from export.triton import triton_config
+from export.unfinished import in_progress, remove_abandoned
 
 TRITON_CONFIG = "config.pbtxt"
 _TOOLS = ("torch", "onnx", "onnxscript")
@@ -69,30 +71,45 @@ def build_package(
         BuildRefused: the name is taken, or its other versions have other labels.
         ParityFailed: the graph does not agree with torch. Nothing is left behind, whatever goes wrong.
     """
-    refuse_taken(output, spec.name, spec.version, replace=replace)
-    _refuse_other_labels(spec.labels, output / spec.name, spec.version)
+
+    def refuse() -> None:
+        refuse_taken(output, spec.name, spec.version, replace=replace)
+        _refuse_other_labels(spec.labels, output / spec.name, spec.version)
+
+    refuse()
     output.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output, f".{spec.name}.*.part")
     # Beside its destination, so that the rename stays on one file system; discovery passes over dotted names.
-    staging = Path(tempfile.mkdtemp(prefix=f".{spec.name}.", dir=output))
+    staging = Path(tempfile.mkdtemp(prefix=f".{spec.name}.", suffix=".part", dir=output))
     try:
-        staging.chmod(0o755)
-        folder = staging / str(spec.version)
-        folder.mkdir()
-        _write_package(spec, folder, say)
-        open_package(PackagePath(spec.name, spec.version, folder))
-        return _publish(staging, output / spec.name, spec.version)
+        with in_progress(staging):
+            staging.chmod(0o755)
+            folder = staging / str(spec.version)
+            folder.mkdir()
+            _write_package(spec, folder, say)
+            open_package(PackagePath(spec.name, spec.version, folder))
+            refuse()  # again: another build of the same name may have come first
+            return _publish(staging, output / spec.name, spec.version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_taken(output: Path, name: str, version: int, *, replace: bool) -> None:
-    """Raises BuildRefused early, before minutes are spent on a build that can't be kept."""
+    """Raises BuildRefused early, before minutes are spent on a build that can't be kept: the name is taken, or none
+    that a package may have, or its place can't be written to."""
     if not re.fullmatch(NAME, name):
         raise BuildRefused(
             f"{name!r} can't be the name of a package: letters, digits, _, - and . only, at most 128 of them"
         )
     folder = target_folder(output, name, version)
-    if folder.exists() and not replace:
+    for place in (folder.parent, output, *output.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise BuildRefused(f"{place} is no folder: pass another --output or --name")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise BuildRefused(f"{place} may not be written to by this user: pass another --output")
+            break
+    if os.path.lexists(folder) and not replace:
         raise AlreadyThere(f"{folder} exists: pass --version N for a new version, or --replace to overwrite this one")
 
 
@@ -158,8 +175,12 @@ def _write_package(spec: PackageSpec, folder: Path, say: Callable[[str], None]) 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `model.json` in one piece."""
     partial = folder / f".{MANIFEST}.part"
-    partial.write_text(manifest.to_json(), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    try:
+        partial.write_text(manifest.to_json(), encoding="utf-8")
+        os.replace(partial, folder / MANIFEST)
+    finally:
+        with suppress(OSError):  # where none may be written none can be removed, which the error above tells
+            partial.unlink(missing_ok=True)
 
 
 def tool_versions() -> dict[str, str]:
@@ -177,12 +198,12 @@ def _publish(staging: Path, destination: Path, version: int) -> Path:
         staging.rename(destination)
         return folder
     replaced = staging / "replaced"
-    if folder.exists():
+    if os.path.lexists(folder):  # a link that leads nowhere, too
         folder.rename(replaced)
     try:
         (staging / str(version)).rename(folder)
     except BaseException:  # an interrupt too: what is still in `staging` then is removed
-        if replaced.exists():
+        if os.path.lexists(replaced):
             replaced.rename(folder)
         raise
     for shared in (LABELS, TRITON_CONFIG):

@@ -42,6 +42,10 @@ class BuildRequest:
     licence: str | None = None
     commercial_use: bool = False
 
+    @property
+    def package_name(self) -> str:
+        return self.variant.name if self.name is None else self.name
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -79,7 +83,7 @@ def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str],
     preprocessing, sampling = geometry(request, loaded.model.config.input_size, loaded.record, say)
     return PackageSpec(
         variant=variant,
-        name=request.name or variant.name,
+        name=request.package_name,
         version=request.version,
         description=loaded.description,
         model=loaded.model,
@@ -226,7 +230,7 @@ def geometry(
 
     Raises:
         WrongRecord: the record is of other inputs.
-        BuildRefused: the user's short side is smaller than the crop.
+        BuildRefused: the user's short side is smaller than the crop, or a stride goes with uniform sampling.
     """
     preprocessing, sampling = _of_input(request.variant, input_size)
     if record is not None:
@@ -237,8 +241,8 @@ def geometry(
             )
         preprocessing = preprocessing.model_copy(update=given.model_dump(include={*Preprocessing.model_fields}))
         if sampling is not None:
-            changes = {key: value for key in ("stride", "target_fps") if (value := getattr(given, key)) is not None}
-            sampling = sampling.model_copy(update=changes)
+            recorded = given.model_dump(include={"mode", "stride", "target_fps"}, exclude_none=True)
+            sampling = sampling.model_copy(update=recorded)
     _refuse_small(request, preprocessing)
     if request.resize_short_side is not None:
         preprocessing = preprocessing.model_copy(update={"resize_short_side": request.resize_short_side})
@@ -250,6 +254,11 @@ def geometry(
     if sampling is not None:
         asked = {"mode": request.sampling, "stride": request.frame_stride, "target_fps": request.target_fps}
         sampling = sampling.model_copy(update={key: value for key, value in asked.items() if value is not None})
+        if sampling.mode == "uniform" and (request.frame_stride or request.target_fps):
+            raise BuildRefused(
+                "the training record says uniform sampling, which takes frames from the whole video: "
+                "--frame-stride and --target-fps go with --sampling dense"
+            )
     if input_size != CONFIGS[request.variant.name].input_size:
         say(_told(preprocessing, sampling))
     return preprocessing, sampling

@@ -88,9 +88,14 @@ def measure_graph(graph: Path, precision: Precision, expected: Reference, batche
     """Open a graph, measure it at each batch size and check what was measured.
 
     Raises:
-        ParityFailed: over the tolerance at one of them.
+        ParityFailed: over the tolerance at one of them, or the graph cannot be loaded.
     """
-    run = open_graph(graph, precision)
+    try:
+        run = open_graph(graph, precision)
+    except ParityFailed:
+        raise
+    except Exception as error:  # the runtimes have no base of their own for what they raise
+        raise ParityFailed(f"{graph} cannot be loaded here ({error}); build the package again") from error
     measured = []
     for batch in batches:
         measured.append(measure(run, expected, batch))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from app.errors import PackageError
 from app.repository.manifest import Parity
 from app.repository.store import GOLDEN, Package, sha256
-from export.catalog import find_variant
+from export.catalog import Variant, find_variant
 from export.download import WeightsSource
 from export.errors import CheckpointError
 from export.hiera import Hiera
@@ -20,10 +21,11 @@ from export.parity import LARGEST_BATCH, Reference, batch_sizes, measure_graph, 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured, and against what in words."""
+    """What was measured, and against what in words. `not_recorded`: why the manifest could not take it."""
 
     parity: tuple[Parity, ...]
     against: str
+    not_recorded: OSError | None = None
 
 
 def verify_package(
@@ -36,7 +38,7 @@ def verify_package(
     stays as it is.
 
     Raises:
-        ParityFailed: over the tolerance of the package's precision.
+        ParityFailed: over the tolerance of the package's precision, or the graph can't be run here.
         CheckpointError: the weights given are not those that the package was built from.
     """
     manifest = package.manifest
@@ -48,9 +50,13 @@ def verify_package(
         model, against = found
         expected = reference(model, manifest.preprocessing, max(batches))
     parity = measure_graph(package.graph, manifest.precision, expected, batches)
+    not_recorded = None
     if found is not None:
-        write_manifest(manifest.model_copy(update={"parity": parity}), package.folder)
-    return Verification(parity, against)
+        try:
+            write_manifest(manifest.model_copy(update={"parity": parity}), package.folder)
+        except OSError as error:  # the repository is mounted to be read only
+            not_recorded = error
+    return Verification(parity, against, not_recorded)
 
 
 def torch_model(package: Package, weights: Path | None, source: WeightsSource) -> tuple[Hiera, str] | None:
@@ -58,21 +64,31 @@ def torch_model(package: Package, weights: Path | None, source: WeightsSource) -
 
     Raises:
         CheckpointError: the weights given are not those that the package was built from.
+        PackageError: the manifest is of another variant than the graph.
     """
     variant = find_variant(package.manifest.variant)
     recorded = package.manifest.weights
+    if weights is not None and sha256(weights) != recorded.sha256:
+        raise CheckpointError(f"{weights} is not the file that {package.folder} was built from ({recorded.source})")
     if weights is None and recorded.random_seed is not None:
         model = rebuild_random(variant, recorded.random_seed, package.manifest.num_classes)
-        return model, f"torch with the random weights of seed {recorded.random_seed}"
-    if weights is not None:
-        if sha256(weights) != recorded.sha256:
-            raise CheckpointError(f"{weights} is not the file that {package.folder} was built from ({recorded.source})")
-        return load_weights(variant, weights), f"torch with {weights.name}"
-    if variant.download is not None:
-        cached = source.cache / variant.download.file
-        if cached.is_file() and sha256(cached) == recorded.sha256:
-            return load_weights(variant, cached), f"torch with {cached.name}"
-    return None
+        against = f"torch with the random weights of seed {recorded.random_seed}"
+    else:
+        path = weights or _cached(variant, recorded.sha256, source)
+        if path is None:
+            return None
+        model, against = load_weights(variant, path), f"torch with {path.name}"
+    if (*model.config.input_size, 3) != package.manifest.row_shape:
+        raise PackageError(f"{package.folder}: the manifest says {variant.name}, which takes other rows than the graph")
+    return model, against
+
+
+def _cached(variant: Variant, digest: str | None, source: WeightsSource) -> Path | None:
+    """The official file, if the cache has the one of that digest."""
+    if variant.download is None:
+        return None
+    path = source.cache / variant.download.file
+    return path if path.is_file() and sha256(path) == digest else None
 
 
 def _golden_reference(package: Package, count: int) -> Reference:

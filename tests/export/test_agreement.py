@@ -197,3 +197,16 @@ def test_the_first_engine_that_can_be_had_is_the_one_that_is_looked_at(objects: 
     engine = open_engine(package, EngineOptions(device="cpu", precision="fp32", max_batch=2))
     assert engine.info.name == "openvino"
     engine.close()
+
+
+@pytest.mark.parametrize("rows", ["nowhere", "1.5"])
+def test_rows_that_are_neither_a_number_nor_a_folder_are_refused(
+    objects: Path, capsys: pytest.CaptureFixture[str], rows: str
+) -> None:
+    assert main(["verify", str(objects), "--rows", rows]) == 1
+    assert f"--rows '{rows}' is neither a number nor a folder" in capsys.readouterr().err
+
+
+def test_an_engine_is_not_passed_over_in_silence(objects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(objects), "--engine", "tensorrt"]) == 1
+    assert "--engine goes with --rows" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.metadata
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +24,11 @@ from export import parity as parity_module
 from export import to_onnx
 from export import verify as verify_module
 from export.catalog import OWN_WEIGHTS, Download, find_variant
+from export.cli import main
 from export.download import WeightsSource
-from export.errors import BuildRefused, CheckpointError, NoWeights, ParityFailed, WrongLabels, WrongRecord
+from export.errors import AlreadyThere, BuildRefused, CheckpointError, NoWeights, ParityFailed, WrongLabels, WrongRecord
 from export.hiera import create_model
-from export.package import PackageSpec, build_package
+from export.package import PackageSpec, build_package, refuse_taken
 from export.package_spec import BuildRequest, make_spec
 from export.parity import Tolerance
 from export.verify import torch_model, verify_package
@@ -394,3 +398,98 @@ def test_the_golden_sample_is_what_torch_says(objects: Path) -> None:
         logits, probabilities = golden["logits"], golden["probabilities"]
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_verify_tells_what_it_measured_where_nothing_may_be_written(
+    objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    model = shutil.copytree(objects.parent, tmp_path / objects.parent.name)
+    monkeypatch.setattr(verify_module, "write_manifest", read_only)
+    assert main(["verify", str(model), "--max-batch", "1"]) == 1
+    told = capsys.readouterr()
+    assert "agrees with torch" in told.out
+    assert "could not be written into the manifest ([Errno 30] Read-only file system)" in told.err
+
+
+def test_a_manifest_that_cannot_be_written_leaves_no_part(
+    objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(objects.parent, tmp_path / objects.parent.name) / "1"
+    before = contents(folder)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        package_module.write_manifest(read_manifest(folder / "model.json"), folder)
+    assert contents(folder) == before
+
+
+def test_verify_names_a_manifest_of_another_variant(objects: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(objects.parent, tmp_path / objects.parent.name) / "1"
+    manifest = read_manifest(folder / "model.json").model_copy(update={"variant": "hiera_demo_camera_motion"})
+    package_module.write_manifest(manifest, folder)
+    with pytest.raises(PackageError, match="hiera_demo_camera_motion, which takes other rows than the graph"):
+        verify_package(open_package(package_path(folder)), None, 1, NOWHERE)
+
+
+def test_verify_names_a_graph_that_cannot_be_loaded(objects: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(objects.parent, tmp_path / objects.parent.name) / "1"
+    (folder / "model.onnx").write_bytes(b"no graph")
+    manifest = read_manifest(folder / "model.json")
+    files = manifest.files | {"model.onnx": sha256(folder / "model.onnx")}
+    package_module.write_manifest(manifest.model_copy(update={"files": files}), folder)
+    with pytest.raises(ParityFailed, match=r"model\.onnx cannot be loaded here"):
+        verify_package(open_package(package_path(folder)), None, 1, NOWHERE)
+
+
+def test_of_two_builds_at_once_the_second_replaces_nothing(
+    spec: PackageSpec, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: object) -> str:  # another process is done
+        shutil.copytree(objects.parent, tmp_path / objects.parent.name)
+        return ""
+
+    monkeypatch.setattr(package_module, "triton_config", meanwhile)
+    with pytest.raises(AlreadyThere, match="--replace"):
+        build_package(spec, tmp_path, say=silent)
+    kept = tmp_path / objects.parent.name
+    assert (kept / "1" / "model.json").read_bytes() == (objects / "model.json").read_bytes()
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_built(spec: PackageSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / spec.name).symlink_to("nowhere")
+    for output, place in ((tmp_path / "file", "file"), (tmp_path / "file" / "below", "file"), (tmp_path, spec.name)):
+        with pytest.raises(BuildRefused, match=f"{place} is no folder"):
+            refuse_taken(output, spec.name, 1, replace=False)
+
+
+def test_a_version_that_is_a_link_to_nowhere_is_replaced(spec: PackageSpec, tmp_path: Path) -> None:
+    (tmp_path / spec.name).mkdir()
+    (tmp_path / spec.name / "1").symlink_to("nowhere")
+    with pytest.raises(AlreadyThere):
+        build_package(spec, tmp_path, say=silent)
+    assert not build_package(spec, tmp_path, replace=True, say=silent).is_symlink()
+
+
+def test_what_a_killed_build_left_is_removed_and_what_runs_is_not(
+    spec: PackageSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, running = tmp_path / f".{spec.name}.a.part", tmp_path / f".{spec.name}.b.part"
+    for folder in (killed, running):
+        (folder / "1").mkdir(parents=True)
+    holder = os.open(running, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_SH)
+    try:
+        build_package(spec, tmp_path, say=silent)
+        assert sorted(tmp_path.iterdir()) == sorted([running, tmp_path / spec.name])
+    finally:
+        os.close(holder)
+    build_package(spec, tmp_path, replace=True, say=silent)
+    assert list(tmp_path.iterdir()) == [tmp_path / spec.name]

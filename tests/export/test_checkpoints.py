@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -304,3 +305,42 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "absent.pth", CONFIGS[MICRO])
     with pytest.raises(CheckpointError, match="is a folder"):
         read_checkpoint(tmp_path, CONFIGS[MICRO])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_what_wrappers_put_before_every_name_is_left_out(micro_state: State, tmp_path: Path, prefix: str) -> None:
+    wrapped = {prefix + name: tensor for name, tensor in micro_state.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "mine.pth")
+    assert read_checkpoint(tmp_path / "mine.pth", CONFIGS[MICRO]).state.keys() == micro_state.keys()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize(
+    "form",
+    [Tensor.to_sparse, Tensor.to_sparse_csr, lambda x: x.to(torch.complex64), lambda x: x.to("meta")],
+    ids=["sparse", "csr", "complex", "meta"],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(
+    micro_state: State, tmp_path: Path, form: Callable[[Tensor], Tensor]
+) -> None:
+    micro_state["head.projection.weight"] = form(micro_state["head.projection.weight"])
+    torch.save(micro_state, tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match=r"head\.projection\.weight; save them as plain tensors"):
+        load_weights(find_variant(MICRO), tmp_path / "mine.pth")
+
+
+def test_weights_that_changed_on_the_way_are_refused(micro_state: State, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(micro_state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged, the checksum of .* is another"):
+        load_weights(find_variant(MICRO), path)
+
+
+def test_a_torchscript_program_is_told_as_such(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "mine.pth", "w") as file:  # as torch.jit.save lays it out
+        file.writestr("mine/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match="a TorchScript program; save the state dict"):
+        load_weights(find_variant(MICRO), tmp_path / "mine.pth")

@@ -168,3 +168,27 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     plain = source_from_environment({"XDG_CACHE_HOME": str(tmp_path)})
     assert plain.cache == tmp_path / "hiera-serve"
     assert plain.url(download()) == "https://official.invalid/whole.pth"
+
+
+def test_a_cache_folder_that_is_none_is_told(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(DownloadFailed, match="another folder in HIERA_WEIGHTS_DIR"):
+        fetch(download(), WeightsSource(tmp_path / "cache", mirror[0]))
+
+
+def test_a_cache_that_may_not_be_entered_is_told(
+    mirror: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(DownloadFailed, match=r"Permission denied: .*whole\.pth.*\n.*\n.*HIERA_WEIGHTS_DIR"):
+        fetch(download(), WeightsSource(tmp_path / "cache", mirror[0]))
+
+
+def test_what_a_killed_process_has_fetched_is_removed(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+    (tmp_path / ".whole.pth.99.part").write_bytes(CONTENT[:1000])
+    (tmp_path / ".other.pth.99.part").touch()
+    fetch(download(), WeightsSource(tmp_path, mirror[0]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pth.99.part", "whole.pth"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -149,3 +150,36 @@ def test_wrong_usage_is_answered_with_the_usage(arguments: list[str], capsys: py
         main(arguments)
     assert left.value.code == 2
     assert "usage: hiera-export" in capsys.readouterr().err
+
+
+def test_a_link_to_itself_and_an_empty_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop: no such package" in failure(capsys, "inspect", str(tmp_path / "loop"))
+    build = ["build", "hiera_demo_objects", "--random-weights", "0", "--output", str(tmp_path), "--name", ""]
+    assert "'' can't be the name of a package" in failure(capsys, *build)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_failure(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "export.cli", "list"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_an_output_that_takes_no_more_is_told_once() -> None:
+    command = [sys.executable, "-m", "export.cli", "list"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "hiera-export: [Errno 28] No space left on device\n")
+
+
+def test_what_the_terminal_cannot_show_is_escaped(objects: Path) -> None:
+    command = [sys.executable, "-m", "export.cli", "inspect", str(objects)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "\\u2026" in ended.stdout

@@ -92,11 +92,15 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "trace the server": call(101, 117, 16, SERVER_PID, 0, 0),
     "read the server's memory": call(310, 270, SERVER_PID, 0, 0, 0, 0, 0),
     "limit the server": call(302, 261, SERVER_PID, 7, 0, 0),
+    "limit the server's processor time": call(302, 261, SERVER_PID, 0, 0, 0),
+    "abort the server": call(234, 131, SERVER_PID, SERVER_PID, 0),
+    "have the server signalled": call(72, 25, CHANNEL_FD, 8, SERVER_PID),  # F_SETOWN
     "map code": map_code,
     "watch system calls": call(425, 425, 1, 0),  # io_uring_setup, which would do calls unseen by the filter
     "become another user": lambda: os.setuid(1),
     "leave the sandbox": call(157, 167, 38, 0, 0, 0, 0),
     "run threads": run_threads,
+    "draw random numbers": lambda: os.urandom(8),
     "use numpy": lambda: np.linalg.inv(np.eye(64)),
     "raise a limit": call(302, 261, 0, 9, ctypes.addressof((ctypes.c_uint64 * 2)(2**62, 2**62)), 0),
 }

@@ -13,13 +13,11 @@ is the one that will be served.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,12 @@ from export.catalog import CC_BY_NC, Variant, find_variant
 from export.cli import positive
 from export.download import source_from_environment
 from export.errors import ExportError
-from export.formats import is_safetensors
 from export.hiera import Hiera
 from export.package_spec import BuildRequest, geometry, refuse_contradictions
 from export.training_record import read_record
+from training.flags import device, weights_file, whole, within
 from training.folders import FolderError, read_folder
+from training.loop import Diverged
 from training.recipe import Recipe, recipe_of
 from training.record import earlier_runs, facts_of, save
 from training.rows import Augmentation, Shape
@@ -44,6 +43,8 @@ from training.tuning import Data, Means, fit_linear_head, measure, readable_data
 
 _BATCH = {"image": 64, "video": 8}
 _MOST_WORKERS = 8
+_LEAST_AREA = 0.35
+_OF_EVERYTHING = ("epochs", "rate", "layer_decay", "drop_path", "mixup", "cutmix", "least_area")
 
 
 def _say(text: str) -> None:
@@ -73,11 +74,10 @@ def _finetune(options: argparse.Namespace) -> None:
     files = f"{len(data.training)} files to train with, {len(data.held_out)} held out ({folder.split})"
     _say(f"{len(data.classes)} classes, {files}")
 
-    device = torch.device(options.device)
     options.batch = min(options.batch or _BATCH[variant.task], len(data.training))
     before = earlier_runs(options.weights)  # now: the output may take the place of what lies there
-    means = Means(device, options.batch, options.workers, options.seed)
-    model = start.model.to(device)
+    means = Means(torch.device(options.device), options.batch, options.workers, options.seed)
+    model = start.model.to(means.device)
 
     def record(accuracy: dict[str, Any], steps: int, settled: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -174,47 +174,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="<class>/*, or train/ and val/ of those"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a name in .safetensors")
+    parser.add_argument("--output", type=weights_file, required=True, metavar="FILE", help="a name in .safetensors")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="to start from (default: the official ones)")
     parser.add_argument("--head-only", action="store_true", help="fit a linear head and leave the rest as it is")
-    whole = parser.add_argument_group("of training everything")
-    whole.add_argument("--epochs", type=_within(1e-3), help="looks at each file (default: 30)")
-    whole.add_argument("--rate", type=_within(0.0), help="highest learning rate for a batch of 256 (default: by size)")
-    whole.add_argument(
-        "--layer-decay", type=_within(0.0, 1.0), help="factor on it for each layer down (default: by size)"
+    group = parser.add_argument_group("of training everything")
+    group.add_argument("--epochs", type=within(1e-3), help="looks at each file (default: 30)")
+    group.add_argument("--rate", type=within(0.0), help="highest learning rate for a batch of 256 (default: by size)")
+    group.add_argument(
+        "--layer-decay", type=within(0.0, 1.0), help="factor on it for each layer down (default: by size)"
     )
-    whole.add_argument(
-        "--drop-path", type=_within(0.0, 0.99), help="stochastic depth of the last block (default: by size)"
+    group.add_argument(
+        "--drop-path", type=within(0.0, 0.99), help="stochastic depth of the last block (default: by size)"
     )
-    whole.add_argument("--mixup", type=_within(0.0), metavar="ALPHA", help="default: 0.8 from 10,000 files on, else 0")
-    whole.add_argument("--cutmix", type=_within(0.0), metavar="ALPHA", help="default: 1.0 from 10,000 files on, else 0")
-    whole.add_argument(
-        "--least-area", type=_within(0.01, 1.0), default=0.35, help="of the picture that a crop shows (default: 0.35)"
+    group.add_argument("--mixup", type=within(0.0), metavar="ALPHA", help="default: 0.8 from 10,000 files on, else 0")
+    group.add_argument("--cutmix", type=within(0.0), metavar="ALPHA", help="default: 1.0 from 10,000 files on, else 0")
+    group.add_argument(
+        "--least-area", type=within(0.01, 1.0), help=f"of the picture that a crop shows (default: {_LEAST_AREA})"
     )
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror images count, too")
     rows = parser.add_argument_group("of what the model sees (default: as the weights have it)")
     rows.add_argument("--resize-short-side", type=positive, metavar="PIXELS", help="before the crop")
     rows.add_argument("--sampling", choices=("dense", "uniform"), help="of video frames")
     rows.add_argument("--frame-stride", type=positive, help="source frames between two, at --target-fps")
-    rows.add_argument("--target-fps", type=_within(0.1))
+    rows.add_argument("--target-fps", type=within(0.1))
     parser.add_argument("--batch", type=positive, help="rows at a time (default: 64 images, 8 clips)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: none on a CPU, up to 8 for a GPU)")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--workers", type=whole(0), help="processes that decode (default: none on a CPU, up to 8 for a GPU)"
+    )
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of torch, on the CPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     return parser
-
-
-def _within(least: float, most: float = math.inf) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"must be {least:g} or more" + ("" if most == math.inf else f", {most:g} at most")
-            )
-        return value
-
-    return number
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,12 +215,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    if not is_safetensors(options.output.name):
-        parser.error("--output must end in .safetensors")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch finds no CUDA device")
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.head_only and (given := [name for name in _OF_EVERYTHING if getattr(options, name) is not None]):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"--head-only trains no more than the head: without it, or without {flags}")
+    if options.least_area is None:
+        options.least_area = _LEAST_AREA
     if options.workers is None:
         options.workers = 0 if options.device == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
     torch.backends.cudnn.allow_tf32 = False  # what is measured in fp32 is fp32
@@ -238,8 +227,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     try:
         _finetune(options)
-    except (FolderError, ExportError, HieraError, OSError) as error:
+    except (FolderError, Diverged, ExportError, HieraError, OSError) as error:
         raise SystemExit(f"finetune: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("finetune: interrupted") from None
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _fits_labels_file(name: str) -> bool:
         name.encode("utf-8")
     except UnicodeEncodeError:  # bytes of a file system that are no text
         return False
-    return name == name.strip() and "\n" not in name
+    return name == name.strip() and not {"\n", "\r"} & set(name) and not name.startswith("\ufeff")
 
 
 def _folders(root: Path) -> list[Path]:

@@ -21,6 +21,13 @@ Batch = tuple[Tensor, Tensor]
 Schedule = Callable[[int, float], float]
 
 
+class Diverged(Exception):
+    """The loss is no number any more. The message says what to change."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is no number any more, from step {step} on: try a lower --rate")
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How long and how fast to learn.
@@ -140,6 +147,9 @@ def train(
 
     Returns:
         The averaged state dict, and what the run cost.
+
+    Raises:
+        Diverged: the loss is no number any more.
     """
     model.train()
     averaged = AveragedWeights(model, settings.ema_decay)
@@ -178,6 +188,8 @@ def train(
 
             step += 1
             value = float(loss.detach())
+            if not math.isfinite(value):
+                raise Diverged(step)
             loss_average = value if step == 1 else loss_average + 0.02 * (value - loss_average)
             if on_checkpoint is not None and step % settings.checkpoint_every == 0:
                 note = on_checkpoint(averaged.state, step)

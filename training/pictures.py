@@ -28,7 +28,13 @@ _HEAD_BYTES = 512
 
 
 def find_files(folder: Path, kind: Kind) -> list[Path]:
-    """The files below `folder` whose first bytes are those of an image, or of a video, in order of name."""
+    """The files below `folder` whose first bytes are those of an image, or of a video, in order of name.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():

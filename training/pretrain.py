@@ -18,6 +18,7 @@ after an interruption. It runs on CPUs; `--device cuda` is meant to work and has
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -30,9 +31,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.catalog import Variant, find_variant
+from export.cli import positive
 from export.errors import ExportError
 from export.hiera import CONFIGS
-from training.loop import cosine_factor, multiplies_bfloat16, training_arithmetic
+from training.flags import device, weights_file, whole, within
+from training.loop import Diverged, cosine_factor, multiplies_bfloat16, training_arithmetic
 from training.mae import DecoderConfig, MaskedAutoencoder, load_pretrained, pixel_labels, shuffled_windows
 from training.pictures import Pictures, find_files
 from training.record import earlier_runs, facts_of, save
@@ -129,12 +132,17 @@ class Resume:
         """
         if not self.path.exists():
             return [], 0.0
-        document = torch.load(self.path, map_location="cpu", weights_only=True)
-        if document["settings"] != self.settings:
-            raise ValueError(f"{self.path} is of a run with other settings: {document['settings']}; remove it, or them")
-        model.load_state_dict(document["model"])
-        optimiser.load_state_dict(document["optimiser"])
-        return document["losses"], document["seconds"]
+        try:
+            document = torch.load(self.path, map_location="cpu", weights_only=True)
+            settings, losses, seconds = document["settings"], document["losses"], document["seconds"]
+            states = document["model"], document["optimiser"]
+        except Exception as error:  # of a file that is none, torch lets through what zipfile, pickle and others say
+            raise ValueError(f"{self.path} cannot be gone on from ({error!r}): remove it to begin anew") from error
+        if settings != self.settings:
+            raise ValueError(f"{self.path} is of a run with other settings: {settings}; remove it, or them")
+        model.load_state_dict(states[0])
+        optimiser.load_state_dict(states[1])
+        return losses, seconds
 
     def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, losses: list[float], seconds: float) -> None:
         """Write it in one piece."""
@@ -179,6 +187,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: too few files, a file that cannot be decoded, or settings that do not fit each other.
+        Diverged: the loss is no number any more; what the epochs before have left stays.
         CheckpointError: the initial weights do not fit.
     """
     variant, config = find_variant(options.variant), CONFIGS[options.variant]
@@ -192,13 +201,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"{options.data}: {len(paths)} {variant.task} files are too few for a batch of {options.batch}"
         )
-    device = torch.device(options.device)
     torch.manual_seed(options.seed)
     decoder = DecoderConfig(options.decoder_dim, options.decoder_depth, options.decoder_heads)
     model = MaskedAutoencoder(config, decoder, options.mask_ratio, DROP_PATH.get(variant.name, 0.0))
     if options.initial:
         load_pretrained(model, options.initial)
-    model.to(device).train()
+    model.to(torch.device(options.device)).train()
     epochs, warmup_epochs = options.epochs, min(paper.warmup_epochs, options.epochs / 10)
     rate = options.rate * options.batch / 256
     optimiser = make_optimiser(model, rate)
@@ -215,7 +223,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     resume = Resume(options.output, facts)
     losses, seconds_before = resume.load(model, optimiser)
-    normalise, watched_pictures = Normalise(variant, device), Pictures(watched, variant, paper.clips)
+    normalise = Normalise(variant, torch.device(options.device))
+    watched_pictures = Pictures(watched, variant, paper.clips)
     before, started = earlier_runs(options.initial), time.monotonic()
     done, steps = len(losses), epochs * steps_per_epoch
     rates = (
@@ -228,6 +237,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             seed = options.seed * 1_000_003 + epoch
             crops = pictures.epoch(options.batch, paper.smallest_crop, seed, options.workers)
             losses.append(round(train_epoch(model, optimiser, map(normalise, crops), rates, seed, bar), 4))
+            if not math.isfinite(losses[-1]):
+                raise Diverged((epoch + 1) * steps_per_epoch)
             held_out = measure(model, watched_pictures, normalise, options.batch)
             seconds = seconds_before + time.monotonic() - started
             record = {
@@ -251,31 +262,35 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("variant", choices=CONFIGS, metavar="VARIANT", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or videos, in any folders below")
-    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--output", type=weights_file, required=True, help="the .safetensors file to write")
     parser.add_argument("--initial", type=Path, help="start from this MAE checkpoint, as mae_hiera_tiny_224.pth is")
     parser.add_argument(
-        "--epochs", type=int, help="passes over the clips of the files; the paper's shortest if not given"
+        "--epochs", type=positive, help="passes over the clips of the files; the paper's shortest if not given"
     )
-    parser.add_argument("--batch", type=int, help="images (256 if not given) or clips (32)")
+    parser.add_argument("--batch", type=positive, help="images (256 if not given) or clips (32)")
     parser.add_argument(
-        "--rate", type=float, help="highest learning rate, for a batch of 256; the paper's if not given"
+        "--rate", type=within(1e-12), help="highest learning rate, for a batch of 256; the paper's if not given"
     )
-    parser.add_argument("--mask-ratio", type=float, help="part of the mask units that is hidden; 0.6, of clips 0.9")
-    parser.add_argument("--decoder-dim", type=int, default=DecoderConfig.dim)
-    parser.add_argument("--decoder-depth", type=int, default=DecoderConfig.depth)
-    parser.add_argument("--decoder-heads", type=int, default=DecoderConfig.heads)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="that compute, on the CPU")
-    parser.add_argument("--workers", type=int, default=1, help="threads that decode")
+    parser.add_argument(
+        "--mask-ratio", type=within(0.0, 1.0), help="part of the mask units that is hidden; 0.6, of clips 0.9"
+    )
+    parser.add_argument("--decoder-dim", type=positive, default=DecoderConfig.dim)
+    parser.add_argument("--decoder-depth", type=positive, default=DecoderConfig.depth)
+    parser.add_argument("--decoder-heads", type=positive, default=DecoderConfig.heads)
+    parser.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--threads", type=positive, default=1, help="that compute, on the CPU")
+    parser.add_argument("--workers", type=positive, default=1, help="threads that decode")
     options = parser.parse_args(arguments)
     is_video = CONFIGS[options.variant].is_video
     paper = VIDEO if is_video else IMAGES
+    if options.decoder_dim % options.decoder_heads:
+        parser.error(f"--decoder-dim {options.decoder_dim} is no multiple of --decoder-heads {options.decoder_heads}")
     options.epochs = options.epochs or paper.epochs
     options.rate = options.rate or paper.rate
     options.batch = options.batch or (32 if is_video else 256)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
 
 
@@ -285,8 +300,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     try:
         record = run(options)
-    except (ValueError, ExportError) as error:
+    except (ValueError, Diverged, ExportError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: the same command goes on after the last epoch that was over") from None
     held_out = record["held_out"]
     print(
         f"held-out loss {held_out['loss']}; each token's true mean would give {held_out['trivial']}: {options.output}"

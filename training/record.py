@@ -50,10 +50,13 @@ def save(state: dict[str, Tensor], record: dict[str, Any], output: Path) -> None
     """Write `output` (fp32 safetensors) and `output` with the suffix .json, each in one piece."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
-    partial.write_bytes(to_safetensors({name: value.float().contiguous() for name, value in state.items()}))
-    os.replace(partial, output)
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, output.with_suffix(".json"))
+    try:
+        partial.write_bytes(to_safetensors({name: value.float().contiguous() for name, value in state.items()}))
+        os.replace(partial, output)
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, output.with_suffix(".json"))
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def record_beside(weights: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.errors import PackageError
 from app.repository.store import read_labels
 from export.catalog import Licence, Variant
 from export.checkpoints import DECODER, input_size_of, load_classifier, read_checkpoint
@@ -81,5 +82,7 @@ def _licence_beside(weights: Path) -> str | None:
 
 
 def _labels_beside(weights: Path) -> tuple[str, ...] | None:
-    path = weights.with_suffix(".txt")
-    return read_labels(path) if path.is_file() else None
+    try:
+        return read_labels(weights.with_suffix(".txt"))
+    except PackageError:  # there is none, or it holds something else
+        return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import torch
 from colours import BLUE, RED, image_of, video_of
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from app.engines.factory import EngineOptions
 from app.media.image import decode_image
@@ -294,11 +298,52 @@ def test_what_the_user_can_mend_is_said_in_a_line(arguments: list[str], message:
         (["--batch", "0"], "must be 1 or more"),
         (["--layer-decay", "2"], "must be 0 or more, 1 at most"),
         (["--epochs", "nan"], "must be 0.001 or more"),
+        (["--epochs", "inf"], "must be 0.001 or more"),
+        (["--mixup", "inf"], "must be 0 or more"),
+        (["--seed", "-1"], "must be a whole number from 0"),
+        (["--seed", str(2**70)], "must be a whole number from 0"),
+        (["--workers", "-1"], "must be a whole number from 0"),
+        (["--device", "gpu"], "must be auto, cpu, cuda or cuda:N"),
+        (["--head-only", "--epochs", "3", "--least-area", "1"], "without --epochs, --least-area"),
     ],
 )
 def test_wrong_arguments_are_named(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([OBJECTS, "--data", str(tmp_path), "--output", "mine.safetensors", *arguments])
+        main([OBJECTS, "--data", str(tmp_path), "--output", str(tmp_path / "mine.safetensors"), *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").touch()
+    for output, message in (("folder.safetensors", "is a folder"), ("file/x.safetensors", "cannot be written: ")):
+        with pytest.raises(SystemExit):
+            main([OBJECTS, "--data", str(tmp_path), "--output", str(tmp_path / output)])
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_says_so_and_that_is_interrupted_too(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [OBJECTS, "--data", str(colours(tmp_path / "data", "jpg")), *CPU]
+    arguments += ["--weights", str(weights / f"{OBJECTS}.safetensors")]
+    arguments += ["--output", str(tmp_path / "x.safetensors"), "--epochs", "1"]
+
+    def diverge(*_: Any, **__: Any) -> Tensor:
+        return torch.tensor(math.nan, requires_grad=True)
+
+    monkeypatch.setattr(functional, "cross_entropy", diverge)
+    with pytest.raises(SystemExit, match="finetune: the loss is no number any more, from step 1 on"):
+        main(arguments)
+
+    def interrupt(*_: Any, **__: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(functional, "cross_entropy", interrupt)
+    with pytest.raises(SystemExit, match="finetune: interrupted"):
+        main(arguments)
+    assert not list(tmp_path.glob("x.*"))

@@ -87,7 +87,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
         return measure(*arguments)
 
     monkeypatch.setattr(pretrain, "measure", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="the same command goes on"):
         pretrained(folder, halves, "--epochs", "3")
     assert halves.with_suffix(".resume").exists()
     record = pretrained(folder, halves, "--epochs", "3")
@@ -115,9 +115,53 @@ def test_a_run_starts_from_the_weights_that_it_is_given(folder: Path, tmp_path: 
     assert all(torch.allclose(value, state[name], atol=1e-6) for name, value in load_file(first).items())
 
 
+@pytest.mark.parametrize("content", [b"", b"notes", None])
+def test_the_rest_of_a_run_that_is_damaged_is_named(folder: Path, tmp_path: Path, content: bytes | None) -> None:
+    output = tmp_path / "mae.safetensors"
+    if content is None:
+        torch.save({"losses": []}, output.with_suffix(".resume"))
+    else:
+        output.with_suffix(".resume").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"mae\.resume cannot be gone on from .*remove it to begin anew"):
+        pretrained(folder, output, "--epochs", "1")
+
+
+def test_a_run_that_diverges_ends_and_leaves_what_was_learnt_before(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mae.safetensors"
+    with pytest.raises(SystemExit, match="no number any more, from step 4 on: try a lower --rate"):
+        pretrained(folder, output, "--epochs", "1", "--rate", "1e30")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "must be 1 or more"),
+        (["--batch", "0"], "must be 1 or more"),
+        (["--rate", "0"], "must be 1e-12 or more"),
+        (["--rate", "inf"], "must be 1e-12 or more"),
+        (["--decoder-heads", "5"], "--decoder-dim 32 is no multiple of --decoder-heads 5"),
+        (["--decoder-depth", "-1"], "must be 1 or more"),
+        (["--device", "gpu"], "must be auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "this torch finds"),
+        (["--threads", "0"], "must be 1 or more"),
+        (["--seed", "-1"], "must be a whole number from 0"),
+        (["--output", "mae.resume"], "must end in .safetensors"),
+    ],
+)
+def test_wrong_settings_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        pretrained(folder, tmp_path / "mae.safetensors", *arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_too_few_files_and_damaged_ones_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="34 image files are too few for a batch of 64"):
         pretrained(folder, tmp_path / "mae.safetensors", "--batch", "64")
+    with pytest.raises(SystemExit, match="nowhere: no such folder"):
+        pretrained(tmp_path / "nowhere", tmp_path / "mae.safetensors")
     damaged = paint(tmp_path / "damaged", 20)
     (damaged / "a" / "001").write_bytes((damaged / "a" / "003").read_bytes()[:300])
     with pytest.raises(SystemExit, match="a/001: "):

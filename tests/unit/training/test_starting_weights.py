@@ -102,6 +102,8 @@ def test_what_transformers_pretrained_is_read(tmp_path: Path) -> None:
 def test_a_head_is_kept_only_with_the_same_classes_beside_it(state: State, tmp_path: Path) -> None:
     path = saved(state, tmp_path)
     assert not start_from(path, TEN).head_kept
+    path.with_suffix(".txt").write_bytes(b"notes of mine\n\nin no \xffcoding")
+    assert not start_from(path, TEN).head_kept
     path.with_suffix(".txt").write_text("\n".join(reversed(TEN)))
     assert not start_from(path, TEN).head_kept
     path.with_suffix(".txt").write_text("\n".join(TEN))

@@ -62,6 +62,8 @@ def test_neither_side_of_a_class_is_empty_but_of_a_single_file(one_in: int) -> N
         (["cat/1.jpg", "dog/deeper/1.jpg"], "dog holds no files"),
         (["cat/1.jpg", " dog/1.jpg"], "a labels file can't hold it"),
         (["cat/1.jpg", "hot\ndog/1.jpg"], "a labels file can't hold it"),
+        (["cat/1.jpg", "hot\rdog/1.jpg"], "a labels file can't hold it"),
+        (["\ufeffcat/1.jpg", "dog/1.jpg"], "a labels file can't hold it"),
         (["train/cat/1.jpg", "train/dog/1.jpg"], "holds train, but not both"),
         (["train/cat/1", "train/dog/1", "val/cow/1"], "holds classes that .*train has not: cow"),
         (["train/cat/1", "train/dog/1", "val/1"], "val holds no folders"),

@@ -345,6 +345,7 @@ def test_an_unsound_one_is_replaced(sent: str) -> None:
     headers = [(b"X-Request-ID", sent.encode("latin-1"))]
     given = ask(build(SteeredService()), "GET", "/health/live", headers=headers).headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{32}", given)
+    assert given != ask(build(SteeredService()), "GET", "/health/live", headers=headers).headers["x-request-id"]
 
 
 def test_the_access_line_has_the_stages_and_neither_query_nor_payload(log: io.StringIO) -> None:

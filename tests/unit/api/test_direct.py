@@ -41,8 +41,13 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return PlainTextResponse(str(error), status_code=422)
 
 
+async def name_of(request: Request) -> Response:
+    return PlainTextResponse(f"direct {request.path_params['name']}")
+
+
 def ask(method: str, path: str, body: bytes = b"") -> httpx.Response:
     app = DirectFastAPI()
+    app.add_direct_route("/v1.0/{name}/run", name_of, answer_error)
     app.add_direct_route("/quick", echo, answer_error)
     app.add_api_route("/quick", echo, methods=["POST"], response_model=None)
     app.add_api_route("/usual", echo, methods=["POST"], response_model=None)
@@ -73,6 +78,12 @@ def test_an_error_of_ours_is_answered_by_the_handler() -> None:
     response = ask("POST", "/quick", b"broken")
     assert (response.status_code, response.text) == (422, "it is broken")
     assert response.headers.get_list("x-mark") == ["inner", "outer"]
+
+
+def test_a_name_in_the_path_is_one_part_of_it_and_all_else_is_as_it_stands() -> None:
+    assert ask("POST", "/v1.0/hiera/run").text == "direct hiera"
+    for path in ("/v1.0/a/b/run", "/v1.0//run", "/v1x0/hiera/run", "/v1.0/hiera/run/", "/quick/more"):
+        assert ask("POST", path).status_code == 404
 
 
 def test_another_method_is_the_frameworks_matter() -> None:

@@ -51,6 +51,31 @@ def test_numbers_are_plain_digits_in_range(query: bytes) -> None:
         IMAGE.parse(query)
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (b"top_k=1&top_k=1", "given twice"),
+        (b"top_k=1001", "from 1 to 1000"),
+        (b"timeout_ms=60001", "from 1 to 60000"),
+        (b"model=a/b", "not a model's name"),
+        (b"model=a+b", "not a model's name"),
+        (b"model=", "not a model's name"),
+        (b"model=%FF", "not UTF-8"),
+        (b"%FF=1", "not UTF-8"),
+    ],
+)
+def test_what_is_not_as_documented_is_refused(query: bytes, words: str) -> None:
+    with pytest.raises(InvalidParameter, match=words):
+        IMAGE.parse(query)
+
+
+@pytest.mark.parametrize("name", [b"top_k", b"features", b"crops", b"x"])
+def test_of_what_was_sent_a_refusal_repeats_little(name: bytes) -> None:
+    with pytest.raises(InvalidParameter) as raised:
+        VIDEO.parse(name * (500 if name == b"x" else 1) + b"=" + b"9" * 500)
+    assert len(str(raised.value)) < 200
+
+
 def test_crops_are_one_or_three() -> None:
     assert [VIDEO.parse(b"crops=%d" % crops).crops for crops in (1, 3)] == [1, 3]
     with pytest.raises(InvalidParameter, match="must be 1 or 3"):

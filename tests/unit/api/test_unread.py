@@ -90,6 +90,18 @@ def test_of_the_last_request_of_a_connection_the_body_is_read_on(ended_by: str |
     assert channel.headers[b"connection"] == b"close"
 
 
+def test_of_several_connection_headers_each_counts() -> None:
+    channel = Channel([b"ab"], {"content-length": "2"})
+    channel.scope["headers"] += [(b"connection", b"close"), (b"connection", b"x")]
+    assert answer(refuse, channel).headers[b"connection"] == b"close"
+
+
+def test_what_is_read_on_ends_with_the_body_and_the_answer_keeps_its_headers() -> None:
+    channel = answer(refuse, Channel([b"x" * 400] * 2, {"content-length": "800"}))
+    assert channel.taken == 2
+    assert channel.headers[b"content-length"] == b"2"
+
+
 def test_a_request_without_a_body_is_no_concern() -> None:
     channel = answer(refuse, Channel([b""], method="GET"))
     assert channel.taken == 0

@@ -8,6 +8,7 @@ probabilities back to the host, as in the server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -20,19 +21,33 @@ import numpy as np
 from app.engines.base import Engine, Rows, StagingEngine
 from app.errors import HieraError
 from benchmarks.gpu_http import http_rate
-from benchmarks.gpu_jobs import Job, end_with_parent
+from benchmarks.gpu_jobs import Job, end_with_parent, in_one_line
 from benchmarks.gpu_packages import build, open_contender, prepare
 from benchmarks.results import median_seconds
 
 
 def engine_rates(job: Job) -> dict[str, Any]:
-    """Rows per second by batch size, and milliseconds of one row that nothing runs beside."""
+    """Rows per second by batch size, and milliseconds of one row that nothing runs beside.
+
+    A size that fails ends the ladder, and is why it is "stopped"; the first that does is the job's failure.
+    """
     engine = open_contender(job, prepare(job))
     one = _random_rows(engine, 1)
     one_row_ms = 1000 * _median_seconds(lambda: engine.run(one), job.seconds)
-    rates = {batch: batch / seconds_of_a_batch(engine, batch, job.seconds) for batch in job.batches}
-    engine.close()
-    return {"rates": rates, "one_row_ms": one_row_ms, "detail": engine.info.detail}
+    measured: dict[str, Any] = {"one_row_ms": one_row_ms, "detail": engine.info.detail}
+    rates: dict[int, float] = {}
+    for batch in job.batches:
+        try:
+            rates[batch] = batch / seconds_of_a_batch(engine, batch, job.seconds)
+        except Exception as error:  # the card's, the engine's or numpy's: what was measured before it holds
+            if not rates:
+                raise
+            measured["stopped"] = in_one_line(f"batch {batch}: {type(error).__name__}: {error}")
+            break
+    # What failed once may fail to end, too.
+    with contextlib.suppress(Exception) if "stopped" in measured else contextlib.nullcontext():
+        engine.close()
+    return measured | {"rates": rates}
 
 
 def seconds_of_a_batch(engine: Engine, batch: int, seconds: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_jobs import Job, Outcome
+from benchmarks.gpu_jobs import Job, Outcome, was_stopped
 from benchmarks.packages import REPOSITORY
 from export.catalog import find_variant
 
@@ -22,7 +22,8 @@ class Course:
     """What is run.
 
     Attributes:
-        compared: the variant that torch is compared at; `others` are for the share of the matrix rate, in their order.
+        compared: the variant that torch is compared at; `others` are for the share of the matrix rate, in their order:
+            the first comes before torch.compile.
         engines, precisions: each engine in each precision; all of the first precision comes first.
         images, clips: batch sizes, ascending.
         compiled: batch sizes of torch.compile: each is compiled for itself, which takes minutes.
@@ -103,20 +104,26 @@ def jobs(course: Course, done: Mapping[str, Outcome]) -> Iterator[Job]:
             _job(course, "matrix", f"torch {precision}", course.compared), variant="", batches=course.matrices
         )
         yield from _rates(course, course.compared, precision, done)
-        if precision == first:
-            yield from _torch(course, done)
+        kinds = (yield from _eager(course, done)) if precision == first else ()
         yield from _agreement(course, precision, done)
-        for variant in (course.compared, *course.others):
-            if variant != course.compared:
-                yield from _rates(course, variant, precision, done)
-            if precision == first and variant in course.served:
-                yield from _http(course, variant, precision, done)
+        for variant in (course.compared, *course.others[:1]):
+            yield from _rates_and_http(course, variant, precision, done)
+        yield from _compiled(course, kinds, done)
+        for variant in course.others[1:]:
+            yield from _rates_and_http(course, variant, precision, done)
 
 
 def fastest(done: Mapping[str, Outcome], variant: str, contenders: list[str]) -> tuple[str, float] | None:
     """Of some contenders the one with the most rows a second at any batch size."""
     ran = {name: max(rates) for name in contenders if (rates := _rates_seen(done, variant, name))}
     return max(ran.items(), key=lambda each: each[1], default=None)
+
+
+def _rates_and_http(course: Course, variant: str, precision: str, done: Mapping[str, Outcome]) -> Iterator[Job]:
+    if variant != course.compared:
+        yield from _rates(course, variant, precision, done)
+    if precision == course.precisions[0] and variant in course.served:
+        yield from _http(course, variant, precision, done)
 
 
 def _rates(course: Course, variant: str, precision: str, done: Mapping[str, Outcome]) -> Iterator[Job]:
@@ -126,7 +133,8 @@ def _rates(course: Course, variant: str, precision: str, done: Mapping[str, Outc
             yield job
 
 
-def _torch(course: Course, done: Mapping[str, Outcome]) -> Iterator[Job]:
+def _eager(course: Course, done: Mapping[str, Outcome]) -> Generator[Job, Any, tuple[str, ...]]:
+    """Torch as it is; the kinds that are worth compiling."""
     kinds = TORCHES
     while kinds:
         eager = _job(course, "rates", f"{kinds[0]} {TORCH_PRECISION}", course.compared)
@@ -134,11 +142,18 @@ def _torch(course: Course, done: Mapping[str, Outcome]) -> Iterator[Job]:
         if _ran(eager, done):
             break
         kinds = kinds[1:]
+    return kinds
+
+
+def _compiled(course: Course, kinds: tuple[str, ...], done: Mapping[str, Outcome]) -> Iterator[Job]:
     for batch in course.compiled:
         for kind in kinds:
             compiled = _job(course, "rates", f"{kind}-compiled {TORCH_PRECISION}", course.compared)
             compiled = replace(compiled, batches=(batch,), apart=f"batch {batch}")
             yield compiled
+            if was_stopped(done[compiled.key]):
+                kinds = kinds[:1]  # what stands in would take as long
+                break
             if _ran(compiled, done):
                 break
 

@@ -21,8 +21,9 @@ from typing import Any
 from benchmarks.contenders import ROOT
 
 Outcome = Mapping[str, Any]
-"""{"job", "took_s"}, and a job's "result", or an "error" of one line and the end of its "stderr"."""
+"""{"job", "took_s"}, a job's "result" or an "error" of one line, and the end of its "stderr" where it said anything."""
 
+_STOPPED = "stopped after"
 _GRACE_S = 20.0  # a server has ten to end in
 _LINE = 200
 _TAIL = 2000
@@ -86,7 +87,10 @@ def run_job(job: Job, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu_contenders", json.dumps(job.document())]
     began = time.perf_counter()
     status, output, said = run_process(command, seconds)
-    outcome = {"job": job.document(), "took_s": round(time.perf_counter() - began, 1)}
+    outcome: dict[str, Any] = {"job": job.document(), "took_s": round(time.perf_counter() - began, 1)}
+    if said.strip():
+        # Of what went well, too: that a batch size could not be recorded is only a warning, and costs a good deal.
+        outcome["stderr"] = said[-_TAIL:]
     error = f"ended with {status}"
     if status == 0:
         try:
@@ -96,8 +100,18 @@ def run_job(job: Job, seconds: float) -> dict[str, Any]:
     elif lines := [line for line in said.splitlines() if line.strip()]:
         error = lines[-1].strip()
     if status is None:
-        error = f"stopped after {seconds:g} s"
-    return outcome | {"error": error[:_LINE], "stderr": said[-_TAIL:]}
+        error = f"{_STOPPED} {seconds:g} s"
+    return outcome | {"error": in_one_line(error)}
+
+
+def was_stopped(outcome: Outcome) -> bool:
+    """Whether a job took longer than it was given."""
+    return str(outcome.get("error", "")).startswith(_STOPPED)
+
+
+def in_one_line(text: str) -> str:
+    """A line that a table can hold."""
+    return " ".join(text.split())[:_LINE]
 
 
 def run_process(command: Sequence[str], seconds: float) -> tuple[int | None, str, str]:

@@ -51,8 +51,9 @@ def summarise(compared: str, done: Mapping[str, Outcome]) -> list[tuple[str, str
 
 
 def failures(done: Mapping[str, Outcome]) -> list[str]:
-    """A line for each job that failed."""
-    return [f"{key}: {outcome['error']}" for key, outcome in done.items() if "error" in outcome]
+    """A line for each job that failed, or measured only a part."""
+    whys = {key: outcome.get("error") or outcome["result"].get("stopped") for key, outcome in done.items()}
+    return [f"{key}: {why}" for key, why in whys.items() if why]
 
 
 def in_a_line(outcome: Outcome) -> str:
@@ -66,7 +67,8 @@ def in_a_line(outcome: Outcome) -> str:
         case "build":
             return "built" if result["built"] else "was there"
         case "rates":
-            return f"{max(result['rates'].values()):.1f} rows/s"
+            stopped = f", until {result['stopped']}" if "stopped" in result else ""
+            return f"{max(result['rates'].values()):.1f} rows/s{stopped}"
         case "agreement":
             return f"{result['top1']:.2%}"
         case _:

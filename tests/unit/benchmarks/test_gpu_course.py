@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.gpu_course import FULL, Course, jobs
 from benchmarks.gpu_jobs import Job
-from benchmarks.gpu_summary import failures, summarise
+from benchmarks.gpu_summary import failures, in_a_line, summarise
 
 RESULTS: dict[str, dict[str, Any]] = {
     "matrix": {"best": 500.0},
@@ -14,12 +14,12 @@ RESULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def outcomes(course: Course = FULL, failing: tuple[str, ...] = (), **rates: float) -> dict[str, Any]:
+def outcomes(course: Course = FULL, failing: tuple[str, ...] = (), error: str = "", **rates: float) -> dict[str, Any]:
     """Of all jobs; those whose key has one of the words of `failing` fail. `rates` go by the contender."""
     done: dict[str, Any] = {}
     for job in jobs(course, done):
         if any(word in job.key for word in failing):
-            done[job.key] = {"job": job.document(), "error": f"no {job.contender}"}
+            done[job.key] = {"job": job.document(), "error": error or f"no {job.contender}"}
             continue
         done[job.key] = {"job": job.document(), "result": RESULTS.get(job.what) or rates_of(job, rates)}
     return done
@@ -33,19 +33,21 @@ def rates_of(job: Job, rates: dict[str, float]) -> dict[str, Any]:
 
 def test_what_matters_most_comes_first() -> None:
     keys = [key for key in outcomes() if not key.startswith("build")]
-    assert keys[:12] == [
+    assert keys[:14] == [
         "matrix torch fp16",
         "rates hiera_base_224 tensorrt fp16",
         "rates hiera_base_224 onnxruntime fp16",
         "rates hiera_base_224 reference fp16",
-        "rates hiera_base_224 reference-compiled fp16 batch 64",
-        "rates hiera_base_224 reference-compiled fp16 batch 256",
-        "rates hiera_base_224 reference-compiled fp16 batch 1",
         "agreement hiera_base_224 tensorrt fp16",
         "agreement hiera_base_224 onnxruntime fp16",
         "rates hiera_large_224 tensorrt fp16",
         "rates hiera_large_224 onnxruntime fp16",
         "http hiera_large_224 tensorrt fp16 1 instance",
+        "http hiera_large_224 tensorrt fp16 2 instances",
+        "rates hiera_base_224 reference-compiled fp16 batch 64",
+        "rates hiera_base_224 reference-compiled fp16 batch 256",
+        "rates hiera_base_224 reference-compiled fp16 batch 1",
+        "rates hiera_tiny_224 tensorrt fp16",
     ]
     precisions = ["bf16" if "bf16" in key else "fp16" for key in keys]
     assert precisions == sorted(precisions, reverse=True)
@@ -80,6 +82,26 @@ def test_this_projects_model_stands_in_where_the_reference_fails() -> None:
 
     one_size = [key for key in outcomes(failing=("reference-compiled fp16 batch 256",)) if "torch-compiled" in key]
     assert one_size == ["rates hiera_base_224 torch-compiled fp16 batch 256"]
+
+
+def test_compiling_that_takes_too_long_is_not_tried_with_another_model() -> None:
+    keys = outcomes(failing=("compiled",), error="stopped after 270 s")
+    assert [key for key in keys if "compiled" in key] == [
+        f"rates hiera_base_224 reference-compiled fp16 batch {batch}" for batch in FULL.compiled
+    ]
+    assert any("torch-compiled" in key for key in outcomes(failing=("compiled",)))
+
+
+def test_what_was_measured_in_part_is_said_with_what_failed() -> None:
+    done = outcomes(failing=("matrix torch bf16",))
+    done["rates hiera_base_224 tensorrt fp16"]["result"]["stopped"] = "batch 256: EngineOutOfMemory: no room"
+    assert failures(done) == [
+        "rates hiera_base_224 tensorrt fp16: batch 256: EngineOutOfMemory: no room",
+        "matrix torch bf16: no torch bf16",
+    ]
+    assert in_a_line(done["rates hiera_base_224 tensorrt fp16"]) == (
+        "100.0 rows/s, until batch 256: EngineOutOfMemory: no room"
+    )
 
 
 def test_the_fastest_engine_is_asked_over_http() -> None:

@@ -12,7 +12,7 @@ LATENCY = Latency(0.001, 0.002, 0.003, 0.0040006)
 
 
 def test_each_number_of_an_image_is_in_its_own_place() -> None:
-    predictions = (Prediction(7, "cat", 0.12345678), Prediction(8, "dog", 1.0000001), Prediction(9, "cow", -1e-9))
+    predictions = (Prediction(7, "cat", 0.12345678), Prediction(8, "dog", 1.00001), Prediction(9, "cow", -1e-5))
     features = np.array([0.5, 2.0], np.float32)
     outcome = Classification(IDENTITY, predictions, LATENCY, 4, features=features)
     answer = image_result(outcome, "r", upload_s=0.01, total_s=0.5).model_dump(exclude_none=True)

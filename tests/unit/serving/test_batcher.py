@@ -420,3 +420,11 @@ def test_a_waiting_engine_is_told_of_views_that_wait_once_more(batcher: Batcher)
     waiting = Taking(batcher)
     finish_closely(batcher, batch)
     assert marks(waiting.batch()) == [1, 2]
+
+
+def test_who_waited_and_was_served_is_woken_no_more(batcher: Batcher) -> None:
+    for mark in range(3):
+        waiting = Taking(batcher)
+        batcher.submit(rows_of(mark), LATER, Listener())
+        assert marks(waiting.batch()) == [mark]
+    assert batcher._wakes_at == []  # else each submission would wake engines that do not wait

@@ -6,14 +6,13 @@ import argparse
 import difflib
 import errno
 import importlib
-import os
 import select
 import signal
 import sys
 from collections.abc import Sequence
 
 from app.errors import HieraError
-from app.open_files import open_standard_files
+from app.open_files import drop_output, open_standard_files
 from app.settings import SettingsError
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> exit status`; only the one asked for is imported.
@@ -37,19 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if _is_read():
             raise
-        _drop_output()
+        drop_output()
         return 128 + signal.SIGPIPE  # as a shell has it of commands that end so
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(f"hiera-serve: the output cannot be written: {error.strerror}", file=sys.stderr)
-        _drop_output()
+        drop_output()
         return 1
-
-
-def _drop_output() -> None:
-    """Of what is still in the buffer, the interpreter would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_read() -> bool:

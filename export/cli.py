@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import re
 import signal
 import sys
@@ -17,7 +16,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from app.errors import HieraError
-from app.open_files import open_standard_files
+from app.open_files import drop_output, open_standard_files
 from app.repository.manifest import faults_of
 from export.commands import run_build, run_inspect, run_list, run_tensorrt, run_verify
 from export.errors import ExportError
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
             sys.stdout.flush()  # now: what the interpreter cannot write at its end, it complains of
     except BrokenPipeError:  # behind `| head -1`
-        _drop_output()
+        drop_output()
         return 128 + signal.SIGPIPE
     except _Terminated:
         print("hiera-export: terminated; nothing half-written was left", file=sys.stderr)
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (ExportError, HieraError, OSError) as error:
         print(f"hiera-export: {error}", file=sys.stderr)
-        _drop_output()
+        drop_output()
         return 1
     return status
 
@@ -81,14 +80,6 @@ def show_any_text() -> None:
     """Have what the terminal's encoding lacks, and names of files that are no text, printed as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _drop_output() -> None:
-    """Of what can't be written any more, the interpreter would complain at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

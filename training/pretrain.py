@@ -34,7 +34,7 @@ from export.catalog import Variant, find_variant
 from export.cli import positive
 from export.errors import ExportError
 from export.hiera import CONFIGS
-from training.flags import device, weights_file, whole, within
+from training import flags
 from training.loop import Diverged, cosine_factor, multiplies_bfloat16, training_arithmetic
 from training.mae import DecoderConfig, MaskedAutoencoder, load_pretrained, pixel_labels, shuffled_windows
 from training.pictures import Pictures, find_files
@@ -201,12 +201,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"{options.data}: {len(paths)} {variant.task} files are too few for a batch of {options.batch}"
         )
+    device = torch.device(options.device)
     torch.manual_seed(options.seed)
     decoder = DecoderConfig(options.decoder_dim, options.decoder_depth, options.decoder_heads)
     model = MaskedAutoencoder(config, decoder, options.mask_ratio, DROP_PATH.get(variant.name, 0.0))
     if options.initial:
         load_pretrained(model, options.initial)
-    model.to(torch.device(options.device)).train()
+    model.to(device).train()
     epochs, warmup_epochs = options.epochs, min(paper.warmup_epochs, options.epochs / 10)
     rate = options.rate * options.batch / 256
     optimiser = make_optimiser(model, rate)
@@ -223,7 +224,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     resume = Resume(options.output, facts)
     losses, seconds_before = resume.load(model, optimiser)
-    normalise = Normalise(variant, torch.device(options.device))
+    normalise = Normalise(variant, device)
     watched_pictures = Pictures(watched, variant, paper.clips)
     before, started = earlier_runs(options.initial), time.monotonic()
     done, steps = len(losses), epochs * steps_per_epoch
@@ -262,25 +263,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("variant", choices=CONFIGS, metavar="VARIANT", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or videos, in any folders below")
-    parser.add_argument("--output", type=weights_file, required=True, help="the .safetensors file to write")
+    parser.add_argument("--output", type=flags.weights_file, required=True, help="the .safetensors file to write")
     parser.add_argument("--initial", type=Path, help="start from this MAE checkpoint, as mae_hiera_tiny_224.pth is")
     parser.add_argument(
         "--epochs", type=positive, help="passes over the clips of the files; the paper's shortest if not given"
     )
     parser.add_argument("--batch", type=positive, help="images (256 if not given) or clips (32)")
     parser.add_argument(
-        "--rate", type=within(1e-12), help="highest learning rate, for a batch of 256; the paper's if not given"
+        "--rate", type=flags.within(1e-12), help="highest learning rate, for a batch of 256; the paper's if not given"
     )
     parser.add_argument(
-        "--mask-ratio", type=within(0.0, 1.0), help="part of the mask units that is hidden; 0.6, of clips 0.9"
+        "--mask-ratio", type=flags.within(0.0, 1.0), help="part of the mask units that is hidden; 0.6, of clips 0.9"
     )
     parser.add_argument("--decoder-dim", type=positive, default=DecoderConfig.dim)
     parser.add_argument("--decoder-depth", type=positive, default=DecoderConfig.depth)
     parser.add_argument("--decoder-heads", type=positive, default=DecoderConfig.heads)
     parser.add_argument(
-        "--device", type=device, default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one"
+        "--device", type=flags.device, default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one"
     )
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--seed", type=flags.whole(0), default=0)
     parser.add_argument("--threads", type=positive, default=1, help="that compute, on the CPU")
     parser.add_argument("--workers", type=positive, default=1, help="threads that decode")
     options = parser.parse_args(arguments)

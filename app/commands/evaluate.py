@@ -15,7 +15,7 @@ from app.commands.accuracy import TOP, Score, Scores, interval, score
 from app.commands.answer_lines import json_line, results_file, write_answers
 from app.commands.class_names import ClassNames, match_classes
 from app.commands.file_lists import ClassFolder, class_folders
-from app.commands.local_model import first_choice, task_of_model
+from app.commands.local_model import default_model, first_choice, task_of_model
 from app.commands.many_files import ManyFiles, add_view_flags
 from app.commands.setting_flags import add_repository_flag, settings_here
 from app.errors import InvalidParameter
@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     task = arguments.task or (task_of_model(packages, arguments.model) if arguments.model else None)
     folders = class_folders(arguments.folder, task)
     task = task or _task_of(folders)
-    default = settings.default_image_model if task == "image" else settings.default_video_model
-    manifest = first_choice(packages, task, arguments.model or default)
+    manifest = first_choice(packages, task, arguments.model or default_model(settings, task))
     names = match_classes([each.name for each in folders], read_labels(packages / manifest.name / LABELS))
     folder_of = {str(file): each.name for each in folders for file in each.files}
 
@@ -108,13 +107,18 @@ def _score_of(lines: TextIO, where: str, folder_of: Mapping[str, str], names: Cl
         scores = score(lines, folder_of, names.ids)
     except (ValueError, KeyError, TypeError):
         raise InvalidParameter(f"{where} holds something else than lines of hiera-serve classify") from None
-    told = {f"{each['name']} version {each['version']}, {each['engine']} {each['precision']}" for each in scores.models}
+    told = {_title(each) for each in scores.models}
     if len(told) > 1 or any(each["name"] != model for each in scores.models):
         raise InvalidParameter(
             f"{where} holds answers of {' and '.join(sorted(told))}, where one model is measured, {model}: name "
             "another file with --output"
         )
     return scores
+
+
+def _title(model: Mapping[str, Any]) -> str:
+    """Who answered, as an answer has it."""
+    return f"{model['name']} version {model['version']}, {model['engine']} {model['precision']}"
 
 
 def _document(scores: Scores, names: ClassNames) -> dict[str, Any]:
@@ -150,7 +154,7 @@ def _print(scores: Scores, names: ClassNames, manifest: Manifest) -> None:
         print("no file was classified")
         return
     model = scores.models[0]
-    print(f"{model['name']} version {model['version']}, {model['engine']} {model['precision']}")
+    print(_title(model))
     for flag, meaning in (
         ("noop", "THE NO-OP ENGINE IS ON: no model was run, these figures mean nothing."),
         ("random_weights", "THE WEIGHTS ARE RANDOM: these figures mean nothing."),

@@ -10,6 +10,7 @@ from app.repository.manifest import Manifest, read_manifest
 from app.repository.store import MANIFEST, PackagePath, discover
 from app.serving.registry import ModelRegistry
 from app.serving.results import Task
+from app.settings import Settings
 
 
 def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | None) -> None:
@@ -35,6 +36,11 @@ def load_model(registry: ModelRegistry, packages: Path, task: Task, name: str | 
         else:
             return
     registry.load(fitting[-1].name, fitting[-1].version)
+
+
+def default_model(settings: Settings, task: Task) -> str | None:
+    """The model that the settings name for a task."""
+    return settings.default_image_model if task == "image" else settings.default_video_model
 
 
 def first_choice(packages: Path, task: Task, name: str | None) -> Manifest:

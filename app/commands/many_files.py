@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from app.commands.local_model import load_model
+from app.commands.local_model import default_model, load_model
 from app.core import Core, create_core
 from app.engines.cpus import available_cpus
 from app.errors import DeadlineExceeded, EngineError, EngineLost, HieraError, Overloaded, RequestError, UnknownModel
@@ -148,10 +148,8 @@ class ManyFiles:
     def _model(self, core: Core[ModelRegistry], task: Task) -> asyncio.Future[None]:
         """The loading of the task's model, begun when the first file of it comes."""
         if task not in self._models:
-            settings = self._settings
-            default = settings.default_image_model if task == "image" else settings.default_video_model
-            name = self._name or default
-            load = asyncio.to_thread(load_model, core.registry, settings.model_repository, task, name)
+            name = self._name or default_model(self._settings, task)
+            load = asyncio.to_thread(load_model, core.registry, self._settings.model_repository, task, name)
             self._models[task] = asyncio.ensure_future(self._named(task, load))
         return self._models[task]
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import pytest
 
 from app.engines.base import EngineInfo, Features, Probabilities, Rows
 from app.errors import HieraError
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeInfo, DecodeJob, VideoSpec, View
 from app.repository.manifest import Manifest, Preprocessing, Sampling, Weights
+from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve
-from app.serving.submission import Inference, Outcome, Settlement
+from app.serving.submission import Inference, Outcome, Settlement, Submission
 
 ROW_SHAPE = (2, 2, 3)
 CLASSES = 7
@@ -167,6 +169,19 @@ def deliver_here(news: Sequence[Settlement]) -> None:
             settlement.receiver.settle(settlement.outcome)
         if settlement.release:
             settlement.receiver.release()
+
+
+def note_averaged(batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each submission from here on, whether it counts by the mean over its rows."""
+    averaged: list[bool] = []
+    submit = batcher.submit
+
+    def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
+        averaged.append(options["averaged"])
+        return submit(rows, *arguments, **options)
+
+    monkeypatch.setattr(batcher, "submit", note)
+    return averaged
 
 
 class Clock:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -25,10 +25,11 @@ from serving_fakes import (
     fake_features,
     flat_curve,
     manifest_of,
+    note_averaged,
     rows_of,
 )
 
-from app.engines.base import EngineInfo, Rows
+from app.engines.base import EngineInfo
 from app.errors import (
     ChangeRefused,
     DeadlineExceeded,
@@ -53,7 +54,6 @@ from app.serving.registry import ModelRegistry
 from app.serving.remote import HostLink, LinkEvents
 from app.serving.results import Task
 from app.serving.status import ModelStatus
-from app.serving.submission import Submission
 from app.serving.table import ModelTable
 from app.serving.wire import State
 
@@ -201,14 +201,7 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
 @pytest.mark.parametrize("averaged", [False, True])
 def test_whether_rows_count_by_their_mean_travels(averaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(house: House) -> None:
-        submitted: list[bool] = []
-        submit = house.batcher.submit
-
-        def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
-            submitted.append(options["averaged"])
-            return submit(rows, *arguments, **options)
-
-        monkeypatch.setattr(house.batcher, "submit", note)
+        submitted = note_averaged(house.batcher, monkeypatch)
         house.gate.open()
         await house.shown().dispatcher.infer(Lease(1, 2), soon(), averaged=averaged)
         assert submitted == [averaged]

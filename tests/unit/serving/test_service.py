@@ -21,11 +21,12 @@ from serving_fakes import (
     fake_features,
     flat_curve,
     manifest_of,
+    note_averaged,
     probabilities_of,
     rows_of,
 )
 
-from app.engines.base import EngineInfo, Rows
+from app.engines.base import EngineInfo
 from app.errors import (
     BrokenMedia,
     DeadlineExceeded,
@@ -46,7 +47,6 @@ from app.serving.model import EngineChoice, LoadedModel
 from app.serving.observer import SilentObserver, Stage
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.serving.service import Service, ServiceDefaults
-from app.serving.submission import Submission
 
 
 class Notes(SilentObserver):
@@ -476,14 +476,7 @@ def test_features_come_with_the_classes_if_they_are_asked_for(house: House) -> N
 def test_several_views_count_by_their_mean_and_rows_by_themselves(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    averaged: list[bool] = []
-    submit = house.batcher.submit
-
-    def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
-        averaged.append(options["averaged"])
-        return submit(rows, *arguments, **options)
-
-    monkeypatch.setattr(house.batcher, "submit", note)
+    averaged = note_averaged(house.batcher, monkeypatch)
     house.gate.open()
 
     async def scenario() -> None:

@@ -189,6 +189,7 @@ def create_app(settings: Settings | None = None, shared: SharedEngines | None = 
     keys, admin_keys = _key_rings(settings)
     bounds = _bounds(settings)
     parsers = {task: QueryParser(task, of.query) for task, of in bounds.items()}
+    metrics.expect_keys(keys.names)
     gate = Gate(core.service, parsers, CLASSIFY_PATHS, keys, metrics.refused)
     parts = Parts(
         service=core.service,

@@ -9,20 +9,18 @@ allow `--timeout-ms`. In rounds: those in a hurry alone, then both.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from app.load.generator import Workload
-from app.load.isolated import run_isolated
 from app.load.request import classify_request
-from app.load.summary import Summary, summarise
-from app.load.table import text_table
+from app.load.summary import Summary
 from app.load.target import Target, parse_target
 from benchmarks.contenders import MODEL
 from benchmarks.media import add_photo_argument
 from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.packages import REPOSITORY, build_packages
-from benchmarks.results import add_output_argument, median, write_results
+from benchmarks.results import add_output_argument, write_results
+from benchmarks.together import print_runs, run_together
 
 _WARMUP_S = 3.0  # until the patient ones' queue stands
 
@@ -39,9 +37,7 @@ def measure(target: Target, arguments: argparse.Namespace, seed: int, *, patient
     workloads = {"hurried": workload(64, arguments.rate, {"timeout_ms": str(arguments.timeout_ms)})}
     if patient:
         workloads["patient"] = workload(arguments.patient, None, {})
-    with ThreadPoolExecutor(len(workloads)) as threads:
-        samples = threads.map(run_isolated, workloads.values())
-    return {name: summarise(each, found) for (name, each), found in zip(workloads.items(), samples, strict=True)}
+    return run_together(workloads)
 
 
 def main() -> None:
@@ -64,7 +60,7 @@ def main() -> None:
             runs["hurried, alone"].append(measure(target, arguments, number, patient=False)["hurried"])
             for name, summary in measure(target, arguments, number, patient=True).items():
                 runs[name].append(summary)
-    _print(runs)
+    print_runs(runs)
     method = {key: getattr(arguments, key) for key in ("engine", "patient", "rate", "timeout_ms", "seconds", "set")}
     write_results(
         arguments.output,
@@ -72,25 +68,6 @@ def main() -> None:
         method | {"photo": arguments.photo.name, "model": MODEL},
         {name: [asdict(run) for run in each] for name, each in runs.items()},
     )
-
-
-def _print(runs: dict[str, list[Summary]]) -> None:
-    rows = []
-    for name, each in runs.items():
-        answers, succeeded = sum(run.answers for run in each), sum(run.succeeded for run in each)
-        latencies = [run.latency_ms for run in each if run.latency_ms]
-        p50, p99 = (
-            f"{median([getattr(latency, at) for latency in latencies]):.0f}" if latencies else "-"
-            for at in ("p50", "p99")
-        )
-        rate = f"{median([run.throughput_per_s for run in each]):.1f}"
-        errors = ", ".join(f"{code}: {sum(run.errors.get(code, 0) for run in each)}" for code in _codes(each))
-        rows.append((name, f"{succeeded / max(answers, 1):.1%}", rate, p50, p99, errors))
-    print(text_table(("", "answered", "answered/s", "p50 ms", "p99 ms", "errors"), rows))
-
-
-def _codes(runs: list[Summary]) -> list[str]:
-    return sorted({code for run in runs for code in run.errors})
 
 
 if __name__ == "__main__":

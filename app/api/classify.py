@@ -55,7 +55,13 @@ def classify_endpoint(
         body = Body(scope["headers"], receive, bounds.pace)
         envelope = envelope_of(body, task, bounds.upload)
         try:
-            ticket = service.admit(task, options, started=exchange.started, body_bytes=body.content_length or 0)
+            ticket = service.admit(
+                task,
+                options,
+                started=exchange.started,
+                body_bytes=body.content_length or 0,
+                caller=exchange.caller,
+            )
         except Overloaded:
             gate.guard()
             raise

@@ -49,6 +49,11 @@ class Exchange:
         self.status = 0
 
     @property
+    def caller(self) -> str:
+        """Whose turn the request takes: its key's name; "" where no key is asked for."""
+        return self.key or ""
+
+    @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
 

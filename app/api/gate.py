@@ -39,7 +39,7 @@ class Judge(Protocol):
     """Who knows whether there is room and time: the service."""
 
     def refusal(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int
+        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int, caller: str
     ) -> Overloaded | None:
         """What a request would be refused with now; None for one that has to be looked at in full."""
         ...
@@ -53,7 +53,7 @@ class Gate:
         parsers: of the query strings of each task's route.
         paths: the task of each route.
         keys: the API keys. Who sends none that fits is let through, to be told so.
-        on_refused: told the task and the seconds of each refusal.
+        on_refused: told the task, the seconds and the key's name of each refusal.
         clock: monotonic seconds, those of the deadlines.
     """
 
@@ -63,7 +63,7 @@ class Gate:
         parsers: Mapping[Task, QueryParser],
         paths: Mapping[str, Task],
         keys: KeyRing,
-        on_refused: Callable[[str, float], object] = lambda task, seconds: None,
+        on_refused: Callable[[str, float, str | None], object] = lambda task, seconds, key: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._judge = judge
@@ -73,7 +73,8 @@ class Gate:
         self._clock = clock
         self._on_guard_until = 0.0
         self._refused: dict[bytes, int] = {}  # by path, since the last line of log
-        self._let_in = 0  # in this turn of the event loop; admission hears of them in the next one
+        # By caller, in this turn of the event loop; admission hears of them in the next one.
+        self._let_in: dict[str, int] = {}
 
         @functools.lru_cache(maxsize=256)
         def options_of(task: Task, query: bytes) -> ClassifyOptions | None:
@@ -102,26 +103,24 @@ class Gate:
         options = None if body_bytes is None else self._options_of(task, query)
         if body_bytes is None or options is None:
             return None
-        if self._keys.required and self._keys.name_of(headers) is None:
+        caller = self._keys.name_of(headers) if self._keys.required else ""
+        if caller is None:
             return None
-        files = 1 + self._let_in
-        error = self._judge.refusal(task, options, started=started, files=files, body_bytes=body_bytes)
+        files = 1 + self._let_in.get(caller, 0)
+        error = self._judge.refusal(task, options, started=started, files=files, body_bytes=body_bytes, caller=caller)
         if error is None:
-            self._count_in()
+            self._count_in(caller)
             return None
         self.guard()
         answer = _answer(error, sound_request_id(headers), extra, lambda: self._clock() - started)
-        self._on_refused(task, self._clock() - started)
+        self._on_refused(task, self._clock() - started, caller or None)
         self._count(path)
         return answer
 
-    def _count_in(self) -> None:
+    def _count_in(self, caller: str) -> None:
         if not self._let_in:
-            asyncio.get_running_loop().call_soon(self._forget_let_in)
-        self._let_in += 1
-
-    def _forget_let_in(self) -> None:
-        self._let_in = 0
+            asyncio.get_running_loop().call_soon(self._let_in.clear)
+        self._let_in[caller] = self._let_in.get(caller, 0) + 1
 
     def _count(self, path: bytes) -> None:
         """One line of the access log for all within a second: a line each would cost more than the refusals."""

@@ -53,6 +53,11 @@ class KeyRing:
         """Whether there are keys at all. A file of keys counts even while it is empty."""
         return bool(self._fixed) or self._file is not None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the keys are called, each once."""
+        return tuple(dict.fromkeys(self._digests.values()))
+
     def shares_a_secret_with(self, other: KeyRing) -> bool:
         """Whether some secret is in both rings now."""
         return not self._digests.keys().isdisjoint(other._digests)

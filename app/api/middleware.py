@@ -72,7 +72,7 @@ class RecordExchanges:
     def _record(self, exchange: Exchange, scope: Scope) -> None:
         seconds = exchange.elapsed_s
         if exchange.task is not None and exchange.status:
-            self._metrics.request(exchange.task, exchange.model, exchange.status, seconds)
+            self._metrics.request(exchange.task, exchange.model, exchange.status, seconds, exchange.key)
         # Probes and scrapes that went well are no news.
         level = logging.DEBUG if exchange.status == 200 and scope["path"].startswith(_PROBED) else logging.INFO
         if _access.isEnabledFor(level):

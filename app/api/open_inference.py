@@ -108,8 +108,8 @@ class OpenInferenceEndpoints:
         most = (json_nbytes or 0) + bounds.upload.max_request_bytes + OVERHEAD_BYTES
         body.check_length(most)
         options = ClassifyOptions(model=status.name)
-        length = body.content_length or 0
-        with self._service.admit(task, options, started=exchange.started, body_bytes=length) as ticket:
+        length, caller = body.content_length or 0, exchange.caller
+        with self._service.admit(task, options, started=exchange.started, body_bytes=length, caller=caller) as ticket:
             model = ticket.model
             exchange.model = model.name
             _check_version(request, model.name, model.version)  # it may have been swapped since

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from app.errors import BrokenMedia, LimitExceeded, Overloaded, Unavailable
 from app.media.messages import JobHeader, Outcome
 from app.media.process import ForkServer
-from app.media.queue import DeadlineQueue, Ticket
+from app.media.queue import JobQueue, Ticket
 from app.media.shared import ONE_SHOT, DecodedRows, RowBuffer, SharedBytes, no_room
 from app.media.spec import DecodeJob, row_shape, rows_of
 from app.media.supervisor import Supervisor, Worker
@@ -79,7 +79,7 @@ class WorkerGroup:
             start_timeout_s=options.start_timeout_s,
         )
         self._numbers = itertools.count()
-        self._waiting = DeadlineQueue()
+        self._waiting = JobQueue()
         self._idle: list[Worker] = []
         self._runs: dict[Worker, _Run] = {}
         self._unsettled = 0
@@ -117,11 +117,11 @@ class WorkerGroup:
         await self._started.wait()
         self._check_available()
 
-    async def run(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
+    async def run(self, body: SharedBytes, job: DecodeJob, deadline: float, caller: str) -> DecodedRows:
         """See `MediaPool.decode`."""
         self._check_available()
         body.seal()
-        ticket = Ticket(next(self._numbers) & 0xFFFFFFFF, body, job, deadline)
+        ticket = Ticket(next(self._numbers) & 0xFFFFFFFF, body, job, deadline, caller)
         self._waiting.push(ticket)
         self._unsettled += 1
         try:
@@ -226,7 +226,7 @@ class WorkerGroup:
             raise Unavailable(self.trouble)
 
     def _dispatch(self) -> None:
-        """Give the most urgent jobs to the idle workers."""
+        """Give the jobs whose turn it is to the idle workers."""
         while self._idle and (ticket := self._waiting.pop()) is not None:
             self._hand_over(ticket, self._idle.pop())
         self._on_changed()
@@ -276,8 +276,7 @@ class WorkerGroup:
             self._discard(run)
             ticket.fail(outcome.error or BrokenMedia("the file cannot be decoded"))
             return
-        del self._runs[run.worker]
-        ticket.timer.cancel()
+        self._forget(run)
         release = functools.partial(run.worker.process.buffers.give_back, run.buffer)
         decode_s = min(max(outcome.decode_s, 0.0), time.monotonic() - run.started)
         rows = run.buffer.rows((rows_of(ticket.job), *row_shape(ticket.job.spec)))  # [n, *row]
@@ -287,9 +286,13 @@ class WorkerGroup:
 
     def _discard(self, run: _Run) -> None:
         """Forget `run`, and whatever it wrote."""
+        self._forget(run)
+        run.worker.process.buffers.give_back(run.buffer, mapped=not run.is_new)  # it may have failed before mapping
+
+    def _forget(self, run: _Run) -> None:
         del self._runs[run.worker]
         run.ticket.timer.cancel()
-        run.worker.process.buffers.give_back(run.buffer, mapped=not run.is_new)  # it may have failed before mapping
+        self._waiting.charge(run.ticket, time.monotonic() - run.started)
 
     # When time runs out.
 

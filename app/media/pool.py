@@ -131,7 +131,7 @@ class MediaPool:
                 "hold, but a decoder that was taken over could open files and connections."
             )
 
-    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
+    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> DecodedRows:
         """Decode one file to rows. The caller closes `body` and the rows.
 
         A caller that is cancelled drops its job: one that waits is not run, one that runs gets `abandoned_grace_s`.
@@ -140,6 +140,7 @@ class MediaPool:
             body: the file; sealed here.
             job: the rows that are wanted.
             deadline: `time.monotonic()` seconds.
+            caller: whose turn it takes: callers who wait get equal parts of the workers' time.
 
         Raises:
             UnsupportedMedia, BrokenMedia: the file is to blame; a decoder that crashes counts as BrokenMedia.
@@ -149,7 +150,7 @@ class MediaPool:
             Unavailable: the pool is closed, or its workers cannot be kept alive.
         """
         kind: Kind = "image" if isinstance(job.spec, ImageSpec) else "video"
-        return await self._groups[kind].run(body, job, deadline)
+        return await self._groups[kind].run(body, job, deadline, caller)
 
     async def close(self, grace_s: float) -> None:
         """Refuse new jobs, give accepted ones `grace_s` seconds to finish, then end all workers and reap them."""

@@ -1,9 +1,8 @@
-"""Jobs that wait for a worker, the most urgent first."""
+"""Jobs that wait for a worker: callers take turns, and each one's most urgent job goes first."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from app.errors import DeadlineExceeded, HieraError
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeJob
 from app.media.timer import Timer
+from app.turns import Turns
 
 
 class Ticket:
@@ -18,23 +18,22 @@ class Ticket:
 
     Attributes:
         deadline: `time.monotonic()` seconds.
+        caller: whose turn it takes.
         future: the outcome; cancelled when nobody waits for it any more.
         attempts: how often a worker was given the job.
     """
 
-    __slots__ = ("attempts", "body", "deadline", "future", "job", "number", "timer")
+    __slots__ = ("attempts", "body", "caller", "deadline", "future", "job", "number", "timer")
 
-    def __init__(self, number: int, body: SharedBytes, job: DecodeJob, deadline: float) -> None:
+    def __init__(self, number: int, body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> None:
         self.number = number
         self.body = body
         self.job = job
         self.deadline = deadline
+        self.caller = caller
         self.future: asyncio.Future[DecodedRows] = asyncio.get_running_loop().create_future()
         self.attempts = 0
         self.timer = Timer()
-
-    def __lt__(self, other: Ticket) -> bool:
-        return (self.deadline, self.number) < (other.deadline, other.number)
 
     @property
     def remaining_s(self) -> float:
@@ -51,25 +50,26 @@ class Ticket:
         self.fail(DeadlineExceeded("the deadline passed before the file was decoded"))
 
 
-class DeadlineQueue:
-    """Tickets in order of deadline. One that expires while it waits is failed at that moment."""
+class JobQueue:
+    """Tickets in their callers' turns, of one caller in order of deadline. One that expires while it waits is failed at
+    that moment."""
 
     def __init__(self) -> None:
-        self._heap: list[Ticket] = []  # settled tickets stay until they come up, at the latest at their deadline
+        self._turns: Turns[Ticket] = Turns()  # settled tickets stay until they come up
 
     def __len__(self) -> int:
         """How many wait in earnest."""
-        return sum(not ticket.future.done() for ticket in self._heap)
+        return sum(not ticket.future.done() for ticket in self._turns)
 
     def push(self, ticket: Ticket) -> None:
         """Let `ticket` wait."""
         ticket.timer.set(ticket.remaining_s, ticket.expire)
-        heapq.heappush(self._heap, ticket)
+        self._turns.add(ticket, ticket.caller, ticket.deadline)
 
     def pop(self) -> Ticket | None:
-        """The most urgent ticket that is neither settled nor too late; None if there is none."""
-        while self._heap:
-            ticket = heapq.heappop(self._heap)
+        """The ticket whose turn it is, neither settled nor too late; None if there is none."""
+        while self._turns:
+            ticket = self._turns.pop()
             if ticket.future.done():
                 continue
             if ticket.remaining_s > 0:
@@ -78,8 +78,12 @@ class DeadlineQueue:
             ticket.expire()
         return None
 
+    def charge(self, ticket: Ticket, seconds: float) -> None:
+        """A worker was `seconds` at work on `ticket`."""
+        self._turns.charge(ticket.caller, seconds)
+
     def fail_all(self, error: Callable[[], HieraError]) -> None:
         """Settle every ticket that waits."""
-        for ticket in self._heap:
+        for ticket in self._turns:
             ticket.fail(error())
-        self._heap.clear()
+        self._turns.clear()

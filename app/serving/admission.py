@@ -2,8 +2,9 @@
 
 Rows and bytes in flight are bounded, from the admission of a request to its answer. The wait is predicted from the work
 that every model has in flight on a device, by its measured batch cost, so a burst on one model is seen by the others.
-Work is done in order of deadline, so a request waits for what is more urgent, and for the batch that runs; and it is
-let in only if those whom it overtakes can bear it.
+Callers take turns, and each one's work is done in order of deadline. So a request waits for what its own caller has
+that is more urgent, for as much of others', and for the batch that runs; and it is let in only if those whom it
+overtakes can bear it. No caller may take all the room.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _MIN_RETRY_S = 0.05
 _HEADROOM = 2.0
 # What is left of that to a request which others overtake.
 _OVERTAKEN_HEADROOM = 1.5
+# Where there are several callers, each may hold this many times what is left free (dynamic thresholds, Choudhury and
+# Hahne 1998): one alone two thirds of the room, two together two fifths each, and a newcomer always finds some.
+_HELD_TO_FREE = 2
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Admission:
         self._backlog = Backlog()  # of what is in flight and not set aside
         self._total_rows = 0
         self._total_bytes = 0
+        self._held: dict[str, InFlight] = {}  # by every caller that has ever asked
 
     @property
     def max_rows(self) -> int:
@@ -102,7 +107,9 @@ class Admission:
         with self._lock:
             return self._all_s(device)
 
-    def admit(self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0) -> Reservation:
+    def admit(
+        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0, caller: str = ""
+    ) -> Reservation:
         """Reserve room for a request.
 
         Args:
@@ -110,20 +117,21 @@ class Admission:
             nbytes: bytes of its upload and of its rows, likewise.
             deadline: when its answer must be there, by the clock.
             decode_s: predicted seconds from now until its rows are decoded.
+            caller: who asks; "" where nobody is told apart.
 
         Raises:
             Overloaded: no room, or the predicted wait ends after the deadline; `retry_after_s` says when it would fit.
         """
-        reservation = Reservation(self, lane, deadline)
+        reservation = Reservation(self, lane, caller, deadline)
         self._reserve(reservation, rows, nbytes, decode_s)
         return reservation
 
     def refusal(
-        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0
+        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0, caller: str = ""
     ) -> Overloaded | None:
         """What `admit` would raise now; nothing is reserved. A refusal counts as one."""
         with self._lock:
-            refusal = self._refusal(lane, rows, nbytes, deadline, decode_s)
+            refusal = self._refusal(lane, caller, rows, nbytes, deadline, decode_s)
         if refusal is None:
             return None
         reason, error = refusal
@@ -137,25 +145,24 @@ class Admission:
             if reservation.released:
                 return
             deadline = None if decode_s is None else reservation.deadline
-            refusal = self._refusal(lane, rows, nbytes, deadline, decode_s or 0.0)
+            refusal = self._refusal(lane, reservation.caller, rows, nbytes, deadline, decode_s or 0.0)
             if refusal is None:
                 if reservation.place is not None:
                     self._backlog.grow(reservation.place, rows)
                 elif not reservation.aside:
-                    reservation.place = self._backlog.join(lane, rows, reservation.deadline)
-                self._total_rows += rows
-                self._total_bytes += nbytes
+                    reservation.place = self._backlog.join(lane, reservation.caller, rows, reservation.deadline)
                 reservation.rows += rows
                 reservation.nbytes += nbytes
-                self._publish()
+                self._count(reservation.caller, rows, nbytes)
         if refusal is not None:
             reason, error = refusal
             self._on_reject(lane.model, reason)
             raise error
 
     def _refusal(
-        self, lane: Lane, rows: int, nbytes: int, deadline: float | None, decode_s: float
+        self, lane: Lane, caller: str, rows: int, nbytes: int, deadline: float | None, decode_s: float
     ) -> tuple[str, Overloaded] | None:
+        held = self._held.setdefault(caller, NOTHING)
         others = NOTHING if self._peers is None else self._peers.in_flight()
         total_rows, total_bytes = self._total_rows + others.rows, self._total_bytes + others.bytes
         if total_rows == 0 and total_bytes == 0:
@@ -168,22 +175,34 @@ class Admission:
         if total_bytes + nbytes > self._max_bytes:
             wait_s = self._all_s(lane.device)
             return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", wait_s)
-        return None if deadline is None else self._lateness(lane, rows, deadline, decode_s)
+        free = InFlight(self._max_rows - total_rows - rows, self._max_bytes - total_bytes - nbytes)
+        if len(self._held) > 1 and _holds_too_much(held, rows, nbytes, free):
+            wait_s = min(self._all_s(lane.device), lane.predict_s(rows))
+            return "share", _overloaded(
+                "this key has more in the queue than it leaves to others; try again later", wait_s
+            )
+        return None if deadline is None else self._lateness(lane, caller, rows, deadline, decode_s)
 
-    def _lateness(self, lane: Lane, rows: int, deadline: float, decode_s: float) -> tuple[str, Overloaded] | None:
+    def _lateness(
+        self, lane: Lane, caller: str, rows: int, deadline: float, decode_s: float
+    ) -> tuple[str, Overloaded] | None:
         # What was observed of a lane that stands empty may be long over, and only rows that are let in can show that.
         own_s = lane.predict_s(rows) if lane in self._backlog else min(lane.predict_s(rows), lane.measured_s(rows))
-        position = self._backlog.position(lane.device, deadline)
-        before_s = self._backlog.seconds_before(lane.device, position)
+        before_s = self._backlog.seconds_before(lane.device, caller, deadline, own_s)
         if self._peers is not None:
-            # Connections are spread over the processes, so the others' work is as urgent as what is here.
+            # Connections are spread over the processes, so of the others' work as much comes first as of what is here.
+            # Where nothing is here, a caller who is told apart has little elsewhere, and waits for a turn of others.
             all_s = self._backlog.seconds().get(lane.device, 0.0)
-            before_s += self._peers.backlog_s(lane.device) * (before_s / all_s if all_s else 1.0)
+            others_s = self._peers.backlog_s(lane.device)
+            if all_s:
+                before_s += others_s * before_s / all_s
+            else:
+                before_s += min(others_s, own_s) if caller else others_s
         now = self._clock()
         # Decoding of this request overlaps with the work before it.
         late_s = max(before_s, decode_s) + own_s - (deadline - now) / _HEADROOM
         if late_s <= 0:
-            late_s = -self._backlog.shortest_spare_s(lane.device, position, own_s, now, _OVERTAKEN_HEADROOM)
+            late_s = -self._backlog.shortest_spare_s(lane.device, caller, deadline, own_s, now, _OVERTAKEN_HEADROOM)
         if late_s > 0:
             return "deadline", _overloaded("the queue cannot make the deadline; try again later", late_s)
         return None
@@ -191,6 +210,14 @@ class Admission:
     def _all_s(self, device: str) -> float:
         others_s = 0.0 if self._peers is None else self._peers.backlog_s(device)
         return others_s + self._backlog.seconds().get(device, 0.0)
+
+    def _count(self, caller: str, rows: int, nbytes: int) -> None:
+        """So much more is in flight, or less."""
+        held = self._held[caller]
+        self._held[caller] = InFlight(held.rows + rows, held.bytes + nbytes)
+        self._total_rows += rows
+        self._total_bytes += nbytes
+        self._publish()
 
     def _publish(self) -> None:
         self._on_change(self._total_rows, self._total_bytes)
@@ -203,9 +230,7 @@ class Admission:
                 return
             reservation.released = True
             self._leave(reservation)
-            self._total_rows -= reservation.rows
-            self._total_bytes -= reservation.nbytes
-            self._publish()
+            self._count(reservation.caller, -reservation.rows, -reservation.nbytes)
 
     def _set_aside(self, reservation: Reservation) -> None:
         with self._lock:
@@ -215,15 +240,15 @@ class Admission:
                 self._publish()
 
     def _resume(self, reservation: Reservation, decode_s: float) -> None:
-        lane, rows = reservation.lane, reservation.rows
+        lane, caller, rows = reservation.lane, reservation.caller, reservation.rows
         with self._lock:
             if reservation.released or not reservation.aside:
                 return
             busy = self._all_s(lane.device) > 0
-            refusal = self._lateness(lane, rows, reservation.deadline, decode_s) if busy else None
+            refusal = self._lateness(lane, caller, rows, reservation.deadline, decode_s) if busy else None
             if refusal is None:
                 reservation.aside = False
-                reservation.place = self._backlog.join(lane, rows, reservation.deadline)
+                reservation.place = self._backlog.join(lane, caller, rows, reservation.deadline)
                 self._publish()
         if refusal is not None:
             reason, error = refusal
@@ -235,7 +260,7 @@ class Admission:
             reservation.deadline = deadline
             if reservation.place is not None:
                 self._leave(reservation)
-                reservation.place = self._backlog.join(reservation.lane, reservation.rows, deadline)
+                reservation.place = self._backlog.join(reservation.lane, reservation.caller, reservation.rows, deadline)
 
     def _leave(self, reservation: Reservation) -> None:
         if reservation.place is not None:
@@ -246,11 +271,12 @@ class Admission:
 class Reservation:
     """A request's share of what may be in flight, given back exactly once."""
 
-    __slots__ = ("_admission", "aside", "deadline", "lane", "nbytes", "place", "released", "rows")
+    __slots__ = ("_admission", "aside", "caller", "deadline", "lane", "nbytes", "place", "released", "rows")
 
-    def __init__(self, admission: Admission, lane: Lane, deadline: float) -> None:
+    def __init__(self, admission: Admission, lane: Lane, caller: str, deadline: float) -> None:
         self._admission = admission
         self.lane = lane
+        self.caller = caller
         self.deadline = deadline
         self.rows = 0
         self.nbytes = 0
@@ -285,6 +311,13 @@ class Reservation:
     def release(self) -> None:
         """Give everything back; idempotent."""
         self._admission._release(self)
+
+
+def _holds_too_much(held: InFlight, rows: int, nbytes: int, free: InFlight) -> bool:
+    """Whether who holds `held` may not have more, where that leaves `free`. Who holds nothing may have all of it."""
+    if held == NOTHING:
+        return False
+    return held.rows + rows > _HELD_TO_FREE * free.rows or held.bytes + nbytes > _HELD_TO_FREE * free.bytes
 
 
 def _overloaded(message: str, wait_s: float) -> Overloaded:

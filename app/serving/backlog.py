@@ -1,15 +1,17 @@
-"""The work that waits for each device, in order of deadline, and what a newcomer's deadline means in it.
+"""The work that waits for each device, and what a newcomer's deadline means in it.
 
-Media workers and batchers take the most urgent first, so a request waits for what is more urgent than itself and for
-the batch that runs; and whom it overtakes waits for it.
+Media workers and batchers let callers take turns, and do each caller's most urgent work first. So a request waits for
+what its own caller has that is more urgent, for as much of every other caller's work, and for the batch that runs; and
+whom it overtakes waits for it.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from operator import attrgetter
 
 _by_deadline = attrgetter("deadline")
@@ -30,11 +32,28 @@ class Lane:
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A request's place: so many rows, until a deadline by the monotonic clock."""
+    """A request's place: so many rows of a caller, until a deadline by the monotonic clock."""
 
     lane: Lane
+    caller: str
     deadline: float
     rows: int
+
+
+@dataclass(slots=True)
+class _Line:
+    """One caller's work on one device."""
+
+    places: list[Place] = field(default_factory=list)  # the most urgent first
+    rows: dict[Lane, int] = field(default_factory=dict)
+
+    def rows_before(self, deadline: float) -> Mapping[Lane, int]:
+        """The rows that are as urgent as a newcomer's, or more so."""
+        position = bisect_right(self.places, deadline, key=_by_deadline)
+        if position <= len(self.places) // 2:  # of two halves, count the shorter one
+            return _count(self.places[:position])
+        later = _count(self.places[position:])
+        return {lane: rows - later.get(lane, 0) for lane, rows in self.rows.items()}
 
 
 class Backlog:
@@ -42,33 +61,37 @@ class Backlog:
 
     def __init__(self) -> None:
         self._rows: dict[Lane, int] = {}
-        self._queues: dict[str, list[Place]] = {}  # by device, the most urgent first
+        self._lines: dict[str, dict[str, _Line]] = {}  # by device and caller; none is empty
 
     def __contains__(self, lane: Lane) -> bool:
         """Whether anything waits there."""
         return lane in self._rows
 
-    def join(self, lane: Lane, rows: int, deadline: float) -> Place:
+    def join(self, lane: Lane, caller: str, rows: int, deadline: float) -> Place:
         """Begin to wait."""
-        place = Place(lane, deadline, 0)
-        insort(self._queues.setdefault(lane.device, []), place, key=_by_deadline)
+        place = Place(lane, caller, deadline, 0)
+        line = self._lines.setdefault(lane.device, {}).setdefault(caller, _Line())
+        insort(line.places, place, key=_by_deadline)
         self.grow(place, rows)
         return place
 
     def grow(self, place: Place, rows: int) -> None:
         """So many more rows wait there."""
         place.rows += rows
-        self._rows[place.lane] = self._rows.get(place.lane, 0) + rows
+        for counts in (self._rows, self._lines[place.lane.device][place.caller].rows):
+            counts[place.lane] = counts.get(place.lane, 0) + rows
 
     def leave(self, place: Place) -> None:
         """Wait no more."""
-        queue = self._queues[place.lane.device]
-        del queue[queue.index(place, bisect_left(queue, place.deadline, key=_by_deadline))]
-        left = self._rows[place.lane] - place.rows
-        if left:
-            self._rows[place.lane] = left
-        else:
-            del self._rows[place.lane]
+        lines = self._lines[place.lane.device]
+        line = lines[place.caller]
+        del line.places[line.places.index(place, bisect_left(line.places, place.deadline, key=_by_deadline))]
+        for counts in (self._rows, line.rows):
+            counts[place.lane] -= place.rows
+            if not counts[place.lane]:
+                del counts[place.lane]
+        if not line.places:
+            del lines[place.caller]
 
     def seconds(self) -> dict[str, float]:
         """Of all work, by device."""
@@ -77,38 +100,80 @@ class Backlog:
             seconds[lane.device] = seconds.get(lane.device, 0.0) + lane.predict_s(rows)
         return seconds
 
-    def position(self, device: str, deadline: float) -> int:
-        """How many are more urgent than a newcomer, or as urgent; it overtakes the others."""
-        return bisect_right(self._queues.get(device, []), deadline, key=_by_deadline)
-
-    def seconds_before(self, device: str, position: int) -> float:
-        """Of the work before a newcomer: that of the more urgent, and of the others the batch that may be running."""
-        queue = self._queues.get(device, [])
-        counts_first = position <= len(queue) // 2  # of two halves, count the shorter one
-        counted: dict[Lane, int] = {}
-        for place in queue[:position] if counts_first else queue[position:]:
-            counted[place.lane] = counted.get(place.lane, 0) + place.rows
+    def seconds_before(self, device: str, caller: str, deadline: float, own_s: float) -> float:
+        """Of the work before a newcomer's `own_s` seconds: what its caller has that is more urgent, as much of each
+        other caller's, and of the rest the batch that may be running."""
+        lines = self._lines.get(device, {})
+        mine = lines.get(caller)
+        first: dict[Lane, float] = dict(mine.rows_before(deadline)) if mine else {}
+        if len(lines) > (mine is not None):
+            row_s = self._row_s()
+            turn_s = own_s + _seconds(first, row_s)
+            for other, line in lines.items():
+                if other != caller:
+                    share = min(1.0, turn_s / max(_seconds(line.rows, row_s), 1e-9))
+                    for lane, rows in line.rows.items():
+                        first[lane] = first.get(lane, 0.0) + share * rows
         seconds = 0.0
         for lane, rows in self._rows.items():
             if lane.device == device:
-                first = counted.get(lane, 0) if counts_first else rows - counted.get(lane, 0)
+                before = math.ceil(first.get(lane, 0.0))
                 lane_s = lane.predict_s(rows)
-                seconds += lane_s if first == rows else min(lane_s, lane.predict_s(first) + lane.batch_s())
+                seconds += lane_s if before >= rows else min(lane_s, lane.predict_s(before) + lane.batch_s())
         return seconds
 
-    def shortest_spare_s(self, device: str, position: int, new_s: float, now: float, headroom: float) -> float:
-        """What a newcomer's `new_s` seconds of work leave to the worst off of those whom it overtakes: the seconds
-        until its deadline, divided by `headroom`, less those until it is done. Below 0, it should not come in; who is
-        lost even without it does not count. Infinite where nobody is overtaken."""
-        overtaken = self._queues.get(device, [])[position:]
+    def shortest_spare_s(
+        self, device: str, caller: str, deadline: float, own_s: float, now: float, headroom: float
+    ) -> float:
+        """What a newcomer's `own_s` seconds of work leave to the worst off of those whom it makes wait longer: the
+        seconds until its deadline, divided by `headroom`, less those until it is done. Below 0, it should not come in;
+        who is lost even without it does not count. Infinite where nobody waits longer."""
+        lines = self._lines.get(device, {})
+        row_s = self._row_s()
+        work_s = {each: _seconds(line.rows, row_s) for each, line in lines.items()}
+        today, then = _Turns(work_s.values()), _Turns((work_s | {caller: work_s.get(caller, 0.0) + own_s}).values())
         spare_s = math.inf
-        if not overtaken:
-            return spare_s
-        row_s = {lane: lane.predict_s(rows) / max(rows, 1) for lane, rows in self._rows.items()}
-        done_s = self.seconds()[device] - sum(each.rows * row_s[each.lane] for each in overtaken)
-        for each in overtaken:
-            done_s += each.rows * row_s[each.lane]
-            left_s = each.deadline - now
-            if done_s <= left_s:
-                spare_s = min(spare_s, left_s / headroom - (done_s + new_s))
+        for each, line in lines.items():
+            if each == caller:
+                start, shift_s = bisect_right(line.places, deadline, key=_by_deadline), own_s
+            elif work_s[each] <= work_s.get(caller, 0.0):
+                continue  # every turn of theirs comes before the newcomer's
+            else:
+                start, shift_s = 0, 0.0
+            if start == len(line.places):
+                continue
+            done_s = list(accumulate(place.rows * row_s[place.lane] for place in line.places))
+            for place, own_done_s in zip(line.places[start:], done_s[start:], strict=True):
+                before_s, after_s = today.done_s(own_done_s), then.done_s(own_done_s + shift_s)
+                left_s = place.deadline - now
+                if before_s < after_s and before_s <= left_s:
+                    spare_s = min(spare_s, left_s / headroom - after_s)
         return spare_s
+
+    def _row_s(self) -> dict[Lane, float]:
+        """Seconds of a row of each lane, as deep as its queue is."""
+        return {lane: lane.predict_s(rows) / max(rows, 1) for lane, rows in self._rows.items()}
+
+
+class _Turns:
+    """When work is done by callers who take turns, each having so many seconds of it."""
+
+    def __init__(self, work_s: Iterable[float]) -> None:
+        self._work_s = sorted(work_s)
+        self._sums_s = [0.0, *accumulate(self._work_s)]
+
+    def done_s(self, own_s: float) -> float:
+        """Seconds until a caller has had `own_s` of its work done: every other one has had as much by then, or all."""
+        done = bisect_left(self._work_s, own_s)
+        return self._sums_s[done] + (len(self._work_s) - done) * own_s
+
+
+def _count(places: Iterable[Place]) -> dict[Lane, int]:
+    counts: dict[Lane, int] = {}
+    for place in places:
+        counts[place.lane] = counts.get(place.lane, 0) + place.rows
+    return counts
+
+
+def _seconds(rows: Mapping[Lane, float], row_s: Mapping[Lane, float]) -> float:
+    return sum(count * row_s[lane] for lane, count in rows.items())

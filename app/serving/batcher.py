@@ -1,8 +1,9 @@
 """The queue in front of a model's engines: work-conserving and late-closing.
 
-Engine threads take their batch straight out of a heap under one lock. An idle engine takes whatever waits, at once;
-while a batch runs, the next one fills, and it closes only when an engine is free, in order of deadline and without rows
-that were cancelled or have expired meanwhile. The unit is the row: a request of many rows is cut where a batch is full.
+Engine threads take their batch straight out of the queue under one lock. An idle engine takes whatever waits, at once;
+while a batch runs, the next one fills, and it closes only when an engine is free, without rows that were cancelled or
+have expired meanwhile. Callers take turns, row by row; what one caller sent goes in order of deadline. The unit is the
+row: a request of many rows is cut where a batch is full.
 
 A submission's life, all under the lock:
 
@@ -13,7 +14,6 @@ A submission's life, all under the lock:
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +26,12 @@ from app.serving.submission import (
     Settlement,
     Slice,
     Submission,
+    Terms,
     inference_of,
     is_close_call,
     keep_answer,
 )
+from app.turns import Turns
 
 Deliver = Callable[[Sequence[Settlement]], None]
 
@@ -68,9 +70,9 @@ class Batcher:
         self._on_depth = on_depth
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
-        self._heap: list[tuple[float, int, Submission]] = []
-        self._sequence = 0
+        self._queue: Turns[Submission] = Turns()
         self._pending = 0
+        self._pending_of: dict[str, int] = {}  # by caller; none is 0
         self._closed = False
         self._wakes_at: list[int] = []  # of each waiting `take`, the pending rows that it waits for
 
@@ -79,26 +81,24 @@ class Batcher:
         """Rows that wait, without those that an engine holds."""
         return self._pending
 
-    def submit(
-        self,
-        rows: Rows,
-        deadline: float,
-        receiver: Receiver,
-        origin: object = None,
-        *,
-        with_features: bool = False,
-        averaged: bool = False,
-    ) -> Submission:
+    @property
+    def even_rows(self) -> int:
+        """Rows that can be taken in turns before one of the callers who wait has none left: after that a larger batch
+        would only keep that one waiting for others' rows."""
+        lines = self._pending_of.values()
+        return len(lines) * min(lines, default=0)
+
+    def submit(self, rows: Rows, terms: Terms, receiver: Receiver, origin: object = None) -> Submission:
         """Queue `rows`, uint8 [n, *row_shape], which must stay readable until the receiver's `release`. `origin` is for
-        the observer of the batches (`ServingObserver.origin`). Where the mean over the rows is what counts, `averaged`,
-        they are run again if that is a close call.
+        the observer of the batches (`ServingObserver.origin`). Where the mean over the rows is what counts, they are
+        run again if that is a close call.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: the queue is closed.
         """
         now = self._clock()
-        submission = Submission(rows, deadline, now, receiver, origin, with_features=with_features, averaged=averaged)
+        submission = Submission(rows, terms, now, receiver, origin)
         with self._changed:
             if self._closed:
                 raise Unavailable("the model is being unloaded; try again")
@@ -134,7 +134,8 @@ class Batcher:
                 a batch that could still grow would gain it nothing. Who changes the answer calls `wake`.
 
         Returns:
-            Slices in order of deadline, first come first served among equals; None when stopping, or closed and empty.
+            Slices in their turns, of one caller in order of deadline, first come first served among equals; None when
+            stopping, or closed and empty.
         """
         while True:
             with self._changed:
@@ -204,7 +205,7 @@ class Batcher:
         """Refuse new rows and settle the waiting ones as `Unavailable`; batches in flight finish as usual."""
         with self._changed:
             self._closed = True
-            waiting = [submission for _, _, submission in self._heap]
+            waiting = list(self._queue)
             error = Unavailable("the model was unloaded; try again")
             outcomes = [(submission, self._fail(submission, error)) for submission in waiting]
             news = [Settlement(each.receiver, outcome, self._try_release(each)) for each, outcome in outcomes]
@@ -225,9 +226,8 @@ class Batcher:
         return None
 
     def _push(self, submission: Submission) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (submission.deadline, self._sequence, submission))
-        self._pending += submission.size
+        self._queue.add(submission, submission.terms.caller, submission.terms.deadline)
+        self._count(submission, submission.size)
         self._on_depth(self._pending)
         # A thread that would only look and wait again costs as much as the rest of a submission.
         if self._wakes_at and self._pending >= min(self._wakes_at):
@@ -241,7 +241,7 @@ class Batcher:
                 return None, []
             now = self._clock()
             expired = self._drop_expired(now)
-            if self._heap:
+            if self._queue:
                 rows = limit()
                 full = self._pending >= rows
                 delay_s = 0.0 if full else self._delay_left_s(now)
@@ -262,32 +262,43 @@ class Batcher:
     def _delay_left_s(self, now: float) -> float:
         if self._max_delay_s == 0:
             return 0.0
-        return min(submission.enqueued for _, _, submission in self._heap) + self._max_delay_s - now
+        return min(submission.enqueued for submission in self._queue) + self._max_delay_s - now
 
     def _close_batch(self, rows: int) -> list[Slice]:
         batch: list[Slice] = []
-        while rows and self._heap:
-            submission = self._heap[0][2]
+        while rows and self._queue:
+            submission = self._queue.first()
             if batch and submission.exact != batch[0].submission.exact:
                 break
             size = min(rows, submission.size - submission.taken)
             batch.append(Slice(submission, submission.taken, submission.taken + size))
             submission.taken += size
             submission.in_flight += size
-            self._pending -= size
+            self._count(submission, -size)
             rows -= size
             if submission.taken == submission.size:
-                heapq.heappop(self._heap)
+                self._queue.pop()
+            self._queue.charge(submission.terms.caller, size)
         self._on_depth(self._pending)
         return batch
 
+    def _count(self, submission: Submission, rows: int) -> None:
+        """So many more rows wait, or fewer."""
+        caller = submission.terms.caller
+        self._pending += rows
+        self._pending_of[caller] = self._pending_of.get(caller, 0) + rows
+        if not self._pending_of[caller]:
+            del self._pending_of[caller]
+
     def _drop_expired(self, now: float) -> list[Settlement]:
         news: list[Settlement] = []
-        while self._heap and self._heap[0][0] <= now:
-            submission = self._heap[0][2]
+        while (submission := self._expired(now)) is not None:
             outcome = self._fail(submission, DeadlineExceeded("the deadline passed before an engine was free"))
             news.append(Settlement(submission.receiver, outcome, self._try_release(submission)))
         return news
+
+    def _expired(self, now: float) -> Submission | None:
+        return next((each for each in self._queue.most_urgent() if each.terms.deadline <= now), None)
 
     def _fail(self, submission: Submission, error: HieraError) -> HieraError | None:
         """Settle as failed; None when it was settled before."""
@@ -300,10 +311,9 @@ class Batcher:
     def _drop_pending(self, submission: Submission) -> None:
         waiting = submission.size - submission.taken
         if waiting:
-            # Removed at once and not when it comes to the top: cancelled rows must not fill the queue of a busy engine.
-            self._heap = [entry for entry in self._heap if entry[2] is not submission]
-            heapq.heapify(self._heap)
-            self._pending -= waiting
+            # Removed at once and not when its turn comes: cancelled rows must not fill the queue of a busy engine.
+            self._queue.remove(submission, submission.terms.caller)
+            self._count(submission, -waiting)
             self._on_depth(self._pending)
             submission.taken = submission.size
 

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from app.engines.base import Rows
 from app.errors import DeadlineExceeded, HieraError
 from app.serving.batcher import Batcher
-from app.serving.submission import Inference, Outcome, Settlement
+from app.serving.submission import Inference, Outcome, Settlement, Terms
 
 Answer = TypeVar("Answer")
 
@@ -49,25 +49,14 @@ class Dispatcher(ABC):
     """Gets rows classified."""
 
     @abstractmethod
-    def submit(
-        self,
-        rows: RowsLease,
-        deadline: float,
-        settle: Callable[[Outcome], None],
-        *,
-        with_features: bool = False,
-        averaged: bool = False,
-    ) -> Callable[[], None]:
+    def submit(self, rows: RowsLease, terms: Terms, settle: Callable[[Outcome], None]) -> Callable[[], None]:
         """Have all rows of one file classified. The dispatcher owns `rows` from the call on and closes them exactly
         once, as soon as no engine reads them, which may be after a cancellation.
 
         Args:
             rows: the decoded views.
-            deadline: `time.monotonic()` seconds; rows that are late are not run.
             settle: called on the running event loop, later and at most once, with what came of it. An outcome that is
                 already under way may still come right after a cancellation.
-            with_features: bring what the classifier read, too; the model must have features.
-            averaged: the mean over the rows is what counts, and decided exactly where it is a close call.
 
         Returns:
             What cancels; harmless once settled, or twice.
@@ -77,10 +66,8 @@ class Dispatcher(ABC):
             Unavailable: the model is being unloaded, or its engine rebuilt.
         """
 
-    async def infer(
-        self, rows: RowsLease, deadline: float, *, with_features: bool = False, averaged: bool = False
-    ) -> Inference:
-        """`submit`, and wait, no longer than until `deadline` even if the engine is stuck.
+    async def infer(self, rows: RowsLease, terms: Terms) -> Inference:
+        """`submit`, and wait, no longer than until the deadline even if the engine is stuck.
 
         Raises:
             Overloaded, Unavailable: see `submit`.
@@ -90,8 +77,8 @@ class Dispatcher(ABC):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Inference] = loop.create_future()
         settle = partial(tell, answer)
-        cancel = self.submit(rows, deadline, settle, with_features=with_features, averaged=averaged)
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, settle)
+        cancel = self.submit(rows, terms, settle)
+        timer = loop.call_later(max(0.0, terms.deadline - time.monotonic()), _expire, settle)
         try:
             return await answer
         finally:
@@ -110,21 +97,11 @@ class LocalDispatcher(Dispatcher):
         self._batcher = batcher
         self._origin = origin
 
-    def submit(
-        self,
-        rows: RowsLease,
-        deadline: float,
-        settle: Callable[[Outcome], None],
-        *,
-        with_features: bool = False,
-        averaged: bool = False,
-    ) -> Callable[[], None]:
+    def submit(self, rows: RowsLease, terms: Terms, settle: Callable[[Outcome], None]) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
         receiver = _OnLoop(asyncio.get_running_loop(), rows, settle)
         try:
-            submission = self._batcher.submit(
-                rows.rows, deadline, receiver, self._origin(), with_features=with_features, averaged=averaged
-            )
+            submission = self._batcher.submit(rows.rows, terms, receiver, self._origin())
         except BaseException:
             rows.close()
             raise

@@ -41,7 +41,7 @@ class GatheredBatch:
     @property
     def with_features(self) -> bool:
         """Whether somebody wants to know what the classifier read."""
-        return any(part.submission.with_features for part in self.slices)
+        return any(part.submission.terms.with_features for part in self.slices)
 
     @property
     def exact(self) -> bool:

@@ -160,7 +160,7 @@ class Session:
                 os.close(descriptor)
             raise ValueError("a submission without its memory, of a number in use, or for a model that was not shown")
         model = self._held[header.key]
-        if header.with_features and not model.feature_dim:
+        if header.terms.with_features and not model.feature_dim:
             if descriptor >= 0:
                 os.close(descriptor)
             raise ValueError("features of a model that has none")
@@ -176,13 +176,7 @@ class Session:
             released()
             return
         try:
-            cancel = model.dispatcher.submit(
-                MappedRows(rows, released),
-                header.deadline,
-                partial(self._settle, number),
-                with_features=header.with_features,
-                averaged=header.averaged,
-            )
+            cancel = model.dispatcher.submit(MappedRows(rows, released), header.terms, partial(self._settle, number))
         except HieraError as error:
             self._settle(number, error)
         except Exception:

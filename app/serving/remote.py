@@ -26,7 +26,7 @@ from app.serving.dispatcher import Dispatcher, RowsLease, tell
 from app.serving.model import LoadedModel
 from app.serving.results import Task
 from app.serving.status import ModelStatus
-from app.serving.submission import Outcome
+from app.serving.submission import Outcome, Terms
 from app.serving.wire import NUMBER, Kind, ModelRecord, Phase, State, SubmitHeader, Table
 
 _LOADING = "the models are being loaded; try again soon"
@@ -199,16 +199,7 @@ class HostLink:
         """
         return decode_report(await self._ask(Kind.ORDER, encode_order(order)))
 
-    def submit(
-        self,
-        key: int,
-        lease: RowsLease,
-        deadline: float,
-        settle: Callable[[Outcome], None],
-        *,
-        with_features: bool,
-        averaged: bool,
-    ) -> Callable[[], None]:
+    def submit(self, key: int, lease: RowsLease, terms: Terms, settle: Callable[[Outcome], None]) -> Callable[[], None]:
         """`Dispatcher.submit` for the model `key`.
 
         Raises:
@@ -216,9 +207,7 @@ class HostLink:
         """
         number = next(self._numbers)
         try:
-            header = wire.encode_submit(
-                SubmitHeader(number, key, len(lease.rows), deadline, with_features, averaged, lease.reused)
-            )
+            header = wire.encode_submit(SubmitHeader(number, key, len(lease.rows), lease.reused, terms))
             descriptor = os.dup(lease.fd)
         except BaseException as error:
             lease.close()
@@ -307,14 +296,6 @@ class _RemoteDispatcher(Dispatcher):
         self._link = link
         self._key = key
 
-    def submit(
-        self,
-        rows: RowsLease,
-        deadline: float,
-        settle: Callable[[Outcome], None],
-        *,
-        with_features: bool = False,
-        averaged: bool = False,
-    ) -> Callable[[], None]:
+    def submit(self, rows: RowsLease, terms: Terms, settle: Callable[[Outcome], None]) -> Callable[[], None]:
         """See `Dispatcher.submit`."""
-        return self._link.submit(self._key, rows, deadline, settle, with_features=with_features, averaged=averaged)
+        return self._link.submit(self._key, rows, terms, settle)

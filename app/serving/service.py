@@ -27,7 +27,7 @@ from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver
 from app.serving.postprocess import average_crops, average_views, top_k
 from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Outputs, Prediction, Task
-from app.serving.submission import Inference
+from app.serving.submission import Inference, Terms
 from app.serving.ticket import Ticket
 
 
@@ -47,7 +47,7 @@ class ModelSource(Protocol):
 class Decoder(Protocol):
     """Where files become rows: `app.media`'s pool of worker processes."""
 
-    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows: ...
+    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> DecodedRows: ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,14 @@ class Service:
         return self._admission.max_rows
 
     def admit(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
+        self,
+        task: Task,
+        options: ClassifyOptions,
+        *,
+        started: float,
+        files: int = 1,
+        body_bytes: int = 0,
+        caller: str = "",
     ) -> Ticket:
         """Decide whether a request may come in, before its body is read.
 
@@ -119,6 +126,7 @@ class Service:
             started: `time.monotonic()` when the request arrived; the deadline counts from there.
             files: how many files it will bring, as far as is known; `Ticket.grow` takes more.
             body_bytes: the size of its body, likewise.
+            caller: who asks: callers take turns. "" where nobody is told apart.
 
         Raises:
             InvalidParameter: an option is out of range, or the model gives no features.
@@ -139,9 +147,10 @@ class Service:
             if options.features and not model.feature_dim:
                 raise InvalidParameter(f"{model.name} gives no features; /v2/models/{model.name} says what it gives")
             job = model.job(options.clips, options.crops)
-            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes, deadline)
+            rows, nbytes = _demand(model, job, files, body_bytes)
+            decode_s = self._decode_load[task].predict_s(files, deadline, caller)
             reservation = self._admission.admit(
-                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s
+                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s, caller=caller
             )
         except BaseException:
             model.release()
@@ -149,11 +158,24 @@ class Service:
         self._open_tickets += 1
         load = self._decode_load[task]
         return Ticket(
-            model, options, job, deadline, reservation, lambda until: load.predict_s(1, until), self._closed_ticket
+            model,
+            options,
+            job,
+            deadline,
+            reservation,
+            lambda until: load.predict_s(1, until, caller),
+            self._closed_ticket,
         )
 
     def refusal(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int = 1, body_bytes: int = 0
+        self,
+        task: Task,
+        options: ClassifyOptions,
+        *,
+        started: float,
+        files: int = 1,
+        body_bytes: int = 0,
+        caller: str = "",
     ) -> Overloaded | None:
         """What `admit` would raise for lack of room or time; None for a request that has to be looked at in full. It
         takes some microseconds, and nothing is reserved."""
@@ -167,8 +189,11 @@ class Service:
         try:
             job = model.job(options.clips, options.crops)
             deadline = self._deadline(task, options, started)
-            rows, nbytes, decode_s = self._demand(task, model, job, files, body_bytes, deadline)
-            return self._admission.refusal(model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s)
+            rows, nbytes = _demand(model, job, files, body_bytes)
+            decode_s = self._decode_load[task].predict_s(files, deadline, caller)
+            return self._admission.refusal(
+                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s, caller=caller
+            )
         finally:
             model.release()
 
@@ -242,7 +267,7 @@ class Service:
         model = ticket.model
         try:
             inference = await model.dispatcher.infer(
-                rows, ticket.deadline, with_features=with_features, averaged=averaged
+                rows, Terms(ticket.deadline, ticket.caller, with_features, averaged)
             )
         except (asyncio.CancelledError, DeadlineExceeded):
             self._observer.cancelled(model.name, "queue")
@@ -253,32 +278,25 @@ class Service:
 
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]
-        deadline = ticket.deadline
-        turns, began = load.enter(deadline), time.monotonic()
+        deadline, caller = ticket.deadline, ticket.caller
+        turns, began = load.enter(deadline, caller), time.monotonic()
         # Rows that come too late to be inferred are not worth decoding. But a prediction from a busy time that is over
         # takes at most half of what is left: without rows that are inferred it would stay as it is.
         inferred_s = ticket.model.lane.predict_s(rows_of(ticket.job))
         latest = deadline - min(inferred_s, (deadline - began) / 2)
         try:
-            rows = await self._pool.decode(body, ticket.job, latest)
+            rows = await self._pool.decode(body, ticket.job, latest, caller)
         except DeadlineExceeded:
             load.observe_expiry(turns, time.monotonic() - began)
             raise
         finally:
-            load.leave(deadline)
+            load.leave(deadline, caller)
         load.observe(turns, time.monotonic() - began)
         return rows
 
     def _deadline(self, task: Task, options: ClassifyOptions, started: float) -> float:
         bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
         return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
-
-    def _demand(
-        self, task: Task, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int, deadline: float
-    ) -> tuple[int, int, float]:
-        """What a request asks of admission: rows, bytes, and the predicted seconds until it is decoded."""
-        rows = files * rows_of(job)
-        return rows, rows * model.row_nbytes + body_bytes, self._decode_load[task].predict_s(files, deadline)
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1
@@ -297,6 +315,12 @@ def _check_options(task: Task, options: ClassifyOptions, defaults: ServiceDefaul
         raise InvalidParameter(f"clips must be from 1 to {defaults.max_clips}")
     if options.crops not in (1, 3):
         raise InvalidParameter("crops must be 1 or 3")
+
+
+def _demand(model: LoadedModel, job: DecodeJob, files: int, body_bytes: int) -> tuple[int, int]:
+    """The rows and bytes that a request asks room for."""
+    rows = files * rows_of(job)
+    return rows, rows * model.row_nbytes + body_bytes
 
 
 def _name_classes(

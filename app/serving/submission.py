@@ -37,6 +37,23 @@ class Inference:
 Outcome = Inference | HieraError
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms rows are to be inferred.
+
+    Attributes:
+        deadline: `time.monotonic()` seconds; rows that are late are not run.
+        caller: whose turn they take: callers who wait get equal parts of an engine. "" where nobody is told apart.
+        with_features: bring what the classifier read, too; the model must have features.
+        averaged: the mean over the rows is what counts, and decided exactly where it is a close call.
+    """
+
+    deadline: float
+    caller: str = ""
+    with_features: bool = False
+    averaged: bool = False
+
+
 class Receiver(Protocol):
     """Who waits for a submission, and on which event loop it wants its news."""
 
@@ -55,30 +72,18 @@ class Submission:
     """The rows of one request in the queue. Its fields change under the batcher's lock alone."""
 
     __slots__ = (
-        "averaged", "batch_rows", "began", "deadline", "enqueued", "exact", "features", "in_flight", "origin",
-        "probabilities", "receiver", "released", "rows", "settled", "size", "taken", "unanswered", "with_features",
+        "batch_rows", "began", "enqueued", "exact", "features", "in_flight", "origin", "probabilities", "receiver",
+        "released", "rows", "settled", "size", "taken", "terms", "unanswered",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        rows: Rows,
-        deadline: float,
-        enqueued: float,
-        receiver: Receiver,
-        origin: object = None,
-        *,
-        with_features: bool = False,
-        averaged: bool = False,
-    ) -> None:
+    def __init__(self, rows: Rows, terms: Terms, enqueued: float, receiver: Receiver, origin: object = None) -> None:
         self.rows: Rows | None = rows  # None once released, so that no view of freed memory lingers
         self.size = len(rows)
-        self.deadline = deadline
+        self.terms = terms
         self.enqueued = enqueued
         self.receiver = receiver
         self.origin = origin  # what the observer knows the request by
-        self.with_features = with_features
-        self.averaged = averaged  # the rows are views of one file, and the mean of what is said of them is the answer
-        self.exact = False  # that mean was a close call: all rows are run again, exactly
+        self.exact = False  # the mean over the rows was a close call: all of them are run again, exactly
         self.taken = 0
         self.in_flight = 0
         self.unanswered = self.size
@@ -128,7 +133,7 @@ def keep_answer(part: Slice, probabilities: Probabilities, features: Features | 
     """Keep what came of a slice, float32 [slice, classes] and [slice, D]. True with the last slice of a submission."""
     submission = part.submission
     submission.probabilities = _kept(submission.probabilities, part, probabilities)
-    if features is not None and submission.with_features:
+    if features is not None and submission.terms.with_features:
         submission.features = _kept(submission.features, part, features)
     submission.unanswered -= part.size
     return submission.unanswered == 0
@@ -136,7 +141,7 @@ def keep_answer(part: Slice, probabilities: Probabilities, features: Features | 
 
 def is_close_call(submission: Submission, margin: float) -> bool:
     """Whether the mean of an answered submission's rows, which is what counts, has to be decided exactly."""
-    if not submission.averaged or submission.exact or submission.probabilities is None:
+    if not submission.terms.averaged or submission.exact or submission.probabilities is None:
         return False
     return bool(close_rows(average_views(submission.probabilities)[np.newaxis], margin))
 

@@ -59,6 +59,10 @@ class Ticket:
         self.deadline = deadline
         self.reservation = reservation
 
+    @property
+    def caller(self) -> str:
+        return self.reservation.caller
+
     def grow(self, *, files: int = 0, body_bytes: int = 0) -> None:
         """Reserve room for more files or bytes than `admit` was told of.
 

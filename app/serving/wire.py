@@ -37,7 +37,7 @@ from app.repository.manifest import Manifest
 from app.serving.curve import BatchCurve
 from app.serving.model import EngineChoice
 from app.serving.results import Task
-from app.serving.submission import Inference
+from app.serving.submission import Inference, Terms
 
 
 class Kind(IntEnum):
@@ -69,7 +69,7 @@ class Phase(IntEnum):
 
 
 NUMBER = struct.Struct("<Q")
-_SUBMIT = struct.Struct("<QIId???")
+_SUBMIT = struct.Struct("<QII?d??")
 _ANSWER = struct.Struct("<QIIIIdd")
 
 
@@ -80,19 +80,15 @@ class SubmitHeader(NamedTuple):
         number: the worker's, for the answer.
         key: of the model, from the table.
         rows: how many.
-        deadline: `time.monotonic()` seconds; the processes share that clock.
-        with_features: whether they are to come with the answer.
-        averaged: whether the mean over the rows is what counts.
         reused: whether the memory will hold other rows later.
+        terms: the deadline is by the clock that the processes share.
     """
 
     number: int
     key: int
     rows: int
-    deadline: float
-    with_features: bool
-    averaged: bool
     reused: bool
+    terms: Terms
 
 
 @dataclass(frozen=True)
@@ -141,12 +137,18 @@ class State:
 
 
 def encode_submit(header: SubmitHeader) -> bytes:
-    return _SUBMIT.pack(*header)
+    terms = header.terms
+    fixed = _SUBMIT.pack(
+        header.number, header.key, header.rows, header.reused, terms.deadline, terms.with_features, terms.averaged
+    )
+    return fixed + terms.caller.encode()
 
 
 def decode_submit(payload: bytes) -> SubmitHeader:
-    """Raises struct.error when it is none."""
-    return SubmitHeader(*_SUBMIT.unpack(payload))
+    """Raises struct.error or UnicodeDecodeError when it is none."""
+    number, key, rows, reused, deadline, with_features, averaged = _SUBMIT.unpack_from(payload)
+    terms = Terms(deadline, payload[_SUBMIT.size :].decode(), with_features, averaged)
+    return SubmitHeader(number, key, rows, reused, terms)
 
 
 def encode_answer(number: int, inference: Inference) -> bytes:

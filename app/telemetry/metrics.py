@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 TASKS = ("image", "video")
 STAGES = ("upload", "decode", "queue", "inference", "postprocess")
 CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
-REJECTION_REASONS = ("queue_rows", "queue_bytes", "deadline", "draining")
+REJECTION_REASONS = ("queue_rows", "queue_bytes", "share", "deadline", "draining")
 NO_MODEL = "none"  # the label of requests that were answered before they were admitted
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -48,6 +48,12 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._requests = Counter(
             "hiera_requests_total", "Classification requests answered.", ("task", "model", "code"), registry=registry
+        )
+        self._key_requests = Counter(
+            "hiera_key_requests_total",
+            "Classification requests answered, by the name of their API key.",
+            ("key", "code"),
+            registry=registry,
         )
         self._request_duration = Histogram(
             "hiera_request_duration_seconds",
@@ -115,6 +121,7 @@ class Metrics:
         )
         # Looking a series up by its labels costs more than counting in it. These are never removed.
         self._requests_of = functools.cache(self._requests.labels)
+        self._key_requests_of = functools.cache(self._key_requests.labels)
         self._request_duration_of = functools.cache(self._request_duration.labels)
         self._stage_duration_of = functools.cache(self._stage_duration.labels)
         self._batch_rows_of = functools.cache(self._batch_rows.labels)
@@ -153,16 +160,24 @@ class Metrics:
         for task, model in models:
             self.expect_model(task, model)
 
+    def expect_keys(self, names: Iterable[str]) -> None:
+        """Create the series of these API keys that will be asked for, at zero."""
+        for name in names:
+            for code in (200, 429):
+                self._key_requests.labels(name, str(code))
+
     # What the API reports.
 
-    def request(self, task: str, model: str, code: int, seconds: float) -> None:
-        """A classification request was answered with `code` after `seconds`."""
+    def request(self, task: str, model: str, code: int, seconds: float, key: str | None = None) -> None:
+        """A classification request was answered with `code` after `seconds`; `key` is the name of its API key."""
         self._requests_of(task, model, code).inc()
         self._request_duration_of(task, model).observe(seconds)
+        if key is not None:
+            self._key_requests_of(key, code).inc()
 
-    def refused(self, task: str, seconds: float) -> None:
+    def refused(self, task: str, seconds: float, key: str | None) -> None:
         """A request was refused at the gate, after `seconds`."""
-        self.request(task, NO_MODEL, 429, seconds)
+        self.request(task, NO_MODEL, 429, seconds, key)
 
     # What serving reports.
 

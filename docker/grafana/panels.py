@@ -120,6 +120,15 @@ ROWS = (
                 (Query(_per_second("hiera_requests_total", MODEL, "task, code") + " > 0", "{{task}} {{code}}"),),
                 "reqps",
                 "429: refused before decoding; 499: the caller left; 503: not ready; 504: the deadline passed.",
+                width=12,
+                stacked=True,
+            ),
+            Panel(
+                "Requests by API key",
+                (Query(_per_second("hiera_key_requests_total", SERVER, "key, code") + " > 0", "{{key}} {{code}}"),),
+                "reqps",
+                "Who sends how much, where API keys are set; callers take turns.",
+                width=12,
                 stacked=True,
             ),
             Panel(
@@ -130,6 +139,7 @@ ROWS = (
                 ),
                 "s",
                 "From a request's headers to its answer, of requests that were admitted.",
+                width=12,
             ),
             Panel(
                 "Refused and dropped",
@@ -139,6 +149,7 @@ ROWS = (
                 ),
                 "reqps",
                 "Refused by admission, by reason; dropped because the caller left or the deadline passed, by stage.",
+                width=12,
             ),
         ),
     ),

@@ -46,6 +46,7 @@ def known() -> Known:
     metrics = Metrics(WORKER_STATES, RESTART_REASONS)
     for task in TASKS:
         metrics.expect_model(task, task)
+    metrics.expect_keys(["alice"])
     metrics.model_ready("image", 1, True)
     metrics.engine_info("image", 1, "openvino", "bf16", "cpu")
     metrics.batch_cost("image", 1, 0.1)

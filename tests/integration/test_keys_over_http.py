@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_health_and_pages_stay_open(locked: tuple[RunningServer, Path]) -> None:
 def test_metrics_ask_for_a_key_when_told_to(locked: tuple[RunningServer, Path]) -> None:
     assert httpx.get(f"{locked[0].url}/metrics").status_code == 401
     assert httpx.get(f"{locked[0].url}/metrics", headers={"X-API-Key": "first-secret"}).status_code == 200
+
+
+def test_requests_are_counted_by_key(locked: tuple[RunningServer, Path]) -> None:
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{locked[0].url}/metrics", headers={"X-API-Key": "first-secret"}).text
+        found = re.findall(r'^hiera_key_requests_total\{code="(\d+)",key="(\w+)"\} (.+)$', text, re.MULTILINE)
+        return {f"{key} {code}": float(value) for code, key, value in found}
+
+    before = counted()
+    assert {"alice 200", "alice 429", "bob 200", "carol 200"} <= set(before)
+    assert classify(locked[0], {"X-API-Key": "second-secret"}).status_code == 200
+    assert classify(locked[0], {}).status_code == 401
+    httpx.post(f"{locked[0].url}/classify/image", content=b"none", headers={"X-API-Key": "first-secret"})
+    after = counted()
+    assert {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)} == {
+        "bob 200": 1,
+        "alice 415": 1,
+    }
 
 
 def test_the_openapi_document_says_how_to_send_a_key(locked: tuple[RunningServer, Path]) -> None:

@@ -34,11 +34,13 @@ class Full:
         self.error: Overloaded | None = FULL
         self.now = 100.0
         self.asked: list[tuple[Task, ClassifyOptions, int, int]] = []
-        self.told: list[tuple[str, float]] = []
+        self.callers: list[str] = []
+        self.told: list[tuple[str, float, str | None]] = []
 
     def refusal(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int
+        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int, caller: str
     ) -> Overloaded | None:
+        self.callers.append(caller)
         self.asked.append((task, options, files, body_bytes))
         assert started == self.now
         self.now += 0.002
@@ -77,7 +79,7 @@ def test_it_refuses_as_the_application_would() -> None:
     assert problem["detail"] == "the queue is full."
     assert lines[-1] == "server-timing: total;dur=2.000"
     assert judge.asked == [("image", ClassifyOptions(top_k=5), 1, 3)]
-    assert [(task, round(seconds, 6)) for task, seconds in judge.told] == [("image", 0.002)]
+    assert [(task, round(seconds, 6), key) for task, seconds, key in judge.told] == [("image", 0.002, None)]
 
 
 def test_it_asks_about_each_request_and_lets_in_whom_admission_would_let_in() -> None:
@@ -107,6 +109,24 @@ def test_who_was_let_in_a_moment_ago_counts_before_admission_has_heard_of_them()
 
     asyncio.run(scene())
     assert [files for _, _, files, _ in judge.asked] == [1, 1, 2, 3, 1]
+
+
+def test_each_key_is_a_caller_of_its_own() -> None:
+    judge = Full()
+    gate = guarding(judge, "alice:secret", "bob:other")
+    bobs = [*HEADERS[:3], (b"authorization", b"Bearer other")]
+
+    async def scene() -> None:
+        judge.error = None
+        for headers in (HEADERS, HEADERS, bobs):
+            assert gate.answer(URL, headers) is None
+        judge.error = FULL
+        assert gate.answer(URL, bobs)
+
+    asyncio.run(scene())
+    assert judge.callers == ["alice", "alice", "bob", "bob"]
+    assert [files for _, _, files, _ in judge.asked] == [1, 2, 1, 2]
+    assert [key for _, _, key in judge.told] == ["bob"]
 
 
 def test_it_asks_nobody_unless_a_request_was_refused_within_the_last_second() -> None:

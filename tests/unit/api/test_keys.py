@@ -39,6 +39,11 @@ def test_every_key_is_compared_whichever_fits_and_as_a_digest(monkeypatch: pytes
         assert compared == [(32, 32)] * 3
 
 
+def test_names_are_told_once_each() -> None:
+    assert KeyRing(["alice:aaa", "bob:bbb", "alice:ccc"]).names == ("alice", "bob")
+    assert KeyRing().names == ()
+
+
 def test_a_key_is_known_by_its_name() -> None:
     keys = KeyRing(["alice:aaa", "bob:b:b:b", "plain", " dave : ddd "])
     assert keys.required

@@ -33,8 +33,10 @@ class Swapped:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.released = 0
+        self.callers: list[object] = []
 
-    def admit(self, *what: object, **more: object) -> Swapped:
+    def admit(self, *what: object, caller: str, **more: object) -> Swapped:
+        self.callers.append(caller)
         return self
 
     def __enter__(self) -> Swapped:
@@ -58,7 +60,10 @@ def test_a_version_that_was_swapped_meanwhile_is_not_answered_by_its_successor()
     )
     channel = Channel([text_of(rows())])
     scope: dict[str, Any] = channel.scope | {"path_params": {"name": "m", "version": "3"}}
-    Exchange("r", None, open_inference=True).bind(scope)
+    exchange = Exchange("r", None, open_inference=True)
+    exchange.key = "alice"
+    exchange.bind(scope)
     with pytest.raises(UnknownModel, match="m serves version 4, and no other"):
         asyncio.run(endpoints.infer(Request(scope, channel.receive)))
     assert service.released == 1
+    assert service.callers == ["alice"]

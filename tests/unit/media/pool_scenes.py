@@ -64,10 +64,12 @@ async def a_pool(**options: Any) -> AsyncIterator[tuple[MediaPool, Counts]]:
         await pool.close(5.0)
 
 
-async def order(pool: MediaPool, data: str | bytes, job: DecodeJob = PHOTO, within_s: float = 60.0) -> DecodedRows:
+async def order(
+    pool: MediaPool, data: str | bytes, job: DecodeJob = PHOTO, within_s: float = 60.0, caller: str = ""
+) -> DecodedRows:
     """Have `data` decoded and the upload closed."""
     with SharedBytes.of(data.encode() if isinstance(data, str) else data) as body:
-        return await pool.decode(body, job, time.monotonic() + within_s)
+        return await pool.decode(body, job, time.monotonic() + within_s, caller)
 
 
 async def found(pool: MediaPool, data: str, job: DecodeJob = PHOTO) -> str:

@@ -229,6 +229,25 @@ def test_waiting_jobs_run_in_order_of_deadline() -> None:
     run(scene)
 
 
+def test_callers_take_turns_by_the_time_that_workers_spend_on_their_files() -> None:
+    finished: list[str] = []
+
+    async def one(pool: MediaPool, data: str, caller: str) -> None:
+        (await order(pool, data, caller=caller)).close()
+        finished.append(caller)
+
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            first = asyncio.ensure_future(order(pool, "sleep:0.2"))
+            await until(lambda: pool.worker_states["busy"] == 1)
+            slow = [one(pool, "sleep:0.5", "slow") for _ in range(3)]
+            await asyncio.gather(*slow, *(one(pool, "fill:1", "quick") for _ in range(4)))
+            (await first).close()
+        assert finished == ["slow", "quick", "quick", "quick", "quick", "slow", "slow"]
+
+    run(scene)
+
+
 def test_a_job_whose_deadline_passes_while_it_waits_is_refused_then_and_never_run() -> None:
     async def scene() -> None:
         async with a_pool(image_timeout_s=3600.0) as (pool, counts):

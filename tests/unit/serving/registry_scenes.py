@@ -20,6 +20,7 @@ from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.results import Task
 from app.serving.status import ModelStatus
+from app.serving.submission import Terms
 from app.serving.supervisor import SupervisionOptions
 
 MakePackage = Callable[..., Path]
@@ -64,7 +65,7 @@ def answer(registry: ModelRegistry, name: str | None = None, colour: int = 0) ->
     try:
         rows = np.zeros((1, 8, 8, 3), np.uint8)
         rows[..., colour] = 255
-        inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), time.monotonic() + PATIENCE_S))
+        inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), Terms(time.monotonic() + PATIENCE_S)))
         return int(inference.probabilities[0].argmax())
     finally:
         model.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from app.media.spec import DecodeInfo, DecodeJob, VideoSpec, View
 from app.repository.manifest import Manifest, Preprocessing, Sampling, Weights
 from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve
-from app.serving.submission import Inference, Outcome, Settlement, Submission
+from app.serving.submission import Inference, Outcome, Receiver, Settlement, Submission, Terms
 
 ROW_SHAPE = (2, 2, 3)
 CLASSES = 7
@@ -171,17 +171,17 @@ def deliver_here(news: Sequence[Settlement]) -> None:
             settlement.receiver.release()
 
 
-def note_averaged(batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of each submission from here on, whether it counts by the mean over its rows."""
-    averaged: list[bool] = []
+def note_terms(batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> list[Terms]:
+    """On what terms rows are submitted from here on."""
+    noted: list[Terms] = []
     submit = batcher.submit
 
-    def note(rows: Rows, *arguments: Any, **options: Any) -> Submission:
-        averaged.append(options["averaged"])
-        return submit(rows, *arguments, **options)
+    def note(rows: Rows, terms: Terms, receiver: Receiver, origin: object = None) -> Submission:
+        noted.append(terms)
+        return submit(rows, terms, receiver, origin)
 
     monkeypatch.setattr(batcher, "submit", note)
-    return averaged
+    return noted
 
 
 class Clock:
@@ -247,8 +247,10 @@ class FakePool:
     def __init__(self) -> None:
         self.before: Callable[[bytes], Awaitable[None]] | None = None
         self.made: list[FakeRows] = []
+        self.callers: list[str] = []
 
-    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
+    async def decode(self, body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> DecodedRows:
+        self.callers.append(caller)
         marks = bytes(body.small)  # the marks of a test are a small file
         if self.before is not None:
             await self.before(marks)

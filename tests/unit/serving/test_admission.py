@@ -286,6 +286,9 @@ def test_the_work_of_other_processes_is_as_urgent_as_what_is_here(clock: Clock) 
     admission.admit(FAST, rows=1, nbytes=10, deadline=clock.now + 60.0).set_aside()
     with pytest.raises(Overloaded):  # nothing here says how urgent theirs is
         admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 16.1)
+    with pytest.raises(Overloaded):  # a turn of others, and one's own
+        admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 0.39, caller="alice")
+    admission.admit(FAST, rows=1, nbytes=0, deadline=clock.now + 0.41, caller="alice")
 
 
 def test_many_threads_leave_nothing_behind(admission: Admission) -> None:

@@ -28,6 +28,7 @@ from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
+from app.serving.submission import Terms
 
 UNSURE = 50  # from this mark on the quick engine prefers the class before the right one, and by very little
 
@@ -97,7 +98,7 @@ class Views:
         return instance
 
     def answers(self, *marks: int, averaged: bool = True) -> Probabilities:
-        self.batcher.submit(rows_of(*marks), math.inf, listener := Listener(), averaged=averaged)
+        self.batcher.submit(rows_of(*marks), Terms(math.inf, averaged=averaged), listener := Listener())
         inference = listener.inference()
         assert listener.released.wait(PATIENCE_S)
         assert listener.releases == 1
@@ -135,7 +136,7 @@ def test_an_engine_that_cannot_decide_better_is_not_asked_again() -> None:
     engine = FakeEngine()
     instance = Instance("model", engine, batcher, CostModel(flat_curve(8)), SilentObserver(), prove=lambda engine: None)
     instance.start()
-    batcher.submit(rows_of(1, 2), math.inf, listener := Listener(), averaged=True)
+    batcher.submit(rows_of(1, 2), Terms(math.inf, averaged=True), listener := Listener())
     assert classes_of(listener.inference()) == [1, 2]
     instance.stop()
     assert instance.join(PATIENCE_S)
@@ -156,10 +157,10 @@ def test_rows_that_are_run_again_get_the_exact_answer_and_are_counted_unless_it_
     instance.start()
     listeners = [Listener() for _ in range(5)]
     marks = [1, UNSURE + 1, 2, UNSURE + 2, 3]
-    batcher.submit(rows_of(0), math.inf, first := Listener())
+    batcher.submit(rows_of(0), Terms(math.inf), first := Listener())
     gate.wait_entered()
     for mark, listener in zip(marks, listeners, strict=True):
-        batcher.submit(rows_of(mark), math.inf, listener)
+        batcher.submit(rows_of(mark), Terms(math.inf), listener)
     gate.open()
     assert classes_of(first.inference()) == [0]
     for mark, listener in zip(marks, listeners, strict=True):

@@ -26,6 +26,7 @@ from app.serving.company import Company
 from app.serving.curve import CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
+from app.serving.submission import Terms
 
 
 class Streams:
@@ -55,7 +56,7 @@ class Streams:
 
     def submit(self, mark: int, *, with_features: bool = False) -> Listener:
         listener = Listener()
-        self.batcher.submit(rows_of(mark), math.inf, listener, with_features=with_features)
+        self.batcher.submit(rows_of(mark), Terms(math.inf, with_features=with_features), listener)
         return listener
 
     @property

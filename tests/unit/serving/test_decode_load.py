@@ -97,3 +97,27 @@ def test_who_is_in_a_hurry_waits_for_those_before_it_and_for_what_the_workers_ha
     for _ in range(9):
         load.leave(LATER)
     assert load.predict_s(1, SOON) == pytest.approx(1.5)  # one worker alone has something in hand
+
+
+def test_callers_take_turns() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(1.0, 1.0)
+    for _ in range(10):
+        load.enter(LATER, "many")
+    assert load.predict_s(1, LATER, "many") == pytest.approx(11.0)
+    assert load.predict_s(1, LATER, "few") == pytest.approx(3.0)  # a turn of the other's, what is in hand, its own
+    assert load.enter(SOON, "few") == pytest.approx(3.0)
+    assert load.predict_s(1, LATER, "few") == pytest.approx(5.0)
+    assert load.predict_s(1, SOON, "many") == pytest.approx(3.0)
+    assert load.predict_s(1, LATER, "many") == pytest.approx(12.0)
+    load.leave(SOON, "few")
+    assert load.predict_s(1, LATER, "many") == pytest.approx(11.0)
+
+
+def test_a_caller_s_last_file_leaves_nothing_behind() -> None:
+    load = DecodeLoad(workers=1)
+    load.observe(1.0, 1.0)
+    load.enter(LATER, "alice")
+    load.leave(LATER, "alice")
+    assert load.predict_s(1, LATER, "bob") == 0.0
+    assert load._deadlines == {}

@@ -25,6 +25,7 @@ from app.serving.deployment import Deployment, ServingOptions
 from app.serving.measured import MeasuredStore
 from app.serving.observer import SilentObserver
 from app.serving.registry import ModelRegistry
+from app.serving.submission import Terms
 from app.serving.supervisor import SupervisionOptions
 
 start_thread = threading.Thread.start
@@ -69,7 +70,9 @@ def lose_engine(registry: ModelRegistry, engine: Mortal) -> None:
     engine.fault = SystemExit()
     model = registry.get("image", None)
     with pytest.raises(EngineError):
-        asyncio.run(model.dispatcher.infer(FakeRows(np.zeros((1, 8, 8, 3), np.uint8)), time.monotonic() + PATIENCE_S))
+        asyncio.run(
+            model.dispatcher.infer(FakeRows(np.zeros((1, 8, 8, 3), np.uint8)), Terms(time.monotonic() + PATIENCE_S))
+        )
     model.release()
 
 
@@ -214,7 +217,7 @@ def test_a_model_says_how_wide_its_engines_features_are_and_gives_them(
     assert (model.feature_dim, plain.feature_dim) == (3, 0)
     rows = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     deadline = time.monotonic() + PATIENCE_S
-    inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), deadline, with_features=True))
+    inference = asyncio.run(model.dispatcher.infer(FakeRows(rows), Terms(deadline, with_features=True)))
     assert inference.features is not None
     np.testing.assert_allclose(inference.features, features_in(graph, rows), atol=1e-5)
     model.release()

@@ -29,6 +29,7 @@ from app.serving.curve import CostModel
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
+from app.serving.submission import Terms
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_an_answer_comes_back_and_its_rows_are_given_back(
 ) -> None:
     gate.open()
     rows = FakeRows(rows_of(2, 5))
-    inference = asyncio.run(dispatcher.infer(rows, soon()))
+    inference = asyncio.run(dispatcher.infer(rows, Terms(soon())))
     assert classes_of(inference) == [2, 5]
     assert rows.closes == 1
 
@@ -86,16 +87,16 @@ def test_features_come_with_the_answer_where_they_are_asked_for(
     dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate
 ) -> None:
     gate.open()
-    inference = asyncio.run(dispatcher.infer(FakeRows(rows_of(2, 5)), soon(), with_features=True))
+    inference = asyncio.run(dispatcher.infer(FakeRows(rows_of(2, 5)), Terms(soon(), with_features=True)))
     np.testing.assert_array_equal(inference.features, fake_features([2, 5]))
-    assert asyncio.run(dispatcher.infer(FakeRows(rows_of(2)), soon())).features is None
+    assert asyncio.run(dispatcher.infer(FakeRows(rows_of(2)), Terms(soon()))).features is None
 
 
 def test_an_answer_is_not_kept_until_its_deadline(dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate) -> None:
     async def scenario() -> None:
-        inference = await dispatcher.infer(FakeRows(rows_of(1)), soon())
+        inference = await dispatcher.infer(FakeRows(rows_of(1)), Terms(soon()))
         answer = weakref.ref(inference)
-        await dispatcher.infer(FakeRows(rows_of(2)), soon())  # the engine's thread may hold on to its last batch
+        await dispatcher.infer(FakeRows(rows_of(2)), Terms(soon()))  # the engine's thread may hold on to its last batch
         del inference
         gc.collect()
         assert answer() is None
@@ -113,7 +114,7 @@ def test_a_failed_batch_raises_and_gives_its_rows_back(
     engine.before_run = fail
     rows = FakeRows(rows_of(2))
     with pytest.raises(EngineError):
-        asyncio.run(dispatcher.infer(rows, soon()))
+        asyncio.run(dispatcher.infer(rows, Terms(soon())))
     assert rows.closes == 1
 
 
@@ -122,10 +123,10 @@ def test_a_caller_that_leaves_while_waiting_frees_its_rows_at_once(
 ) -> None:
     async def scenario() -> None:
         first = FakeRows(rows_of(1))
-        running = asyncio.create_task(dispatcher.infer(first, soon()))
+        running = asyncio.create_task(dispatcher.infer(first, Terms(soon())))
         await entered(gate)
         rows = FakeRows(rows_of(2))
-        waiting = asyncio.create_task(dispatcher.infer(rows, soon()))
+        waiting = asyncio.create_task(dispatcher.infer(rows, Terms(soon())))
         await asyncio.sleep(0)
         assert batcher.pending_rows == 1
         waiting.cancel()
@@ -144,11 +145,11 @@ def test_a_caller_that_leaves_during_its_batch_hangs_no_batch_mate(
     dispatcher: LocalDispatcher, engine: FakeEngine, gate: Gate
 ) -> None:
     async def scenario() -> None:
-        first = asyncio.create_task(dispatcher.infer(FakeRows(rows_of(9)), soon()))
+        first = asyncio.create_task(dispatcher.infer(FakeRows(rows_of(9)), Terms(soon())))
         await entered(gate)
         gone_rows, stays_rows = FakeRows(rows_of(1)), FakeRows(rows_of(2))
-        gone = asyncio.create_task(dispatcher.infer(gone_rows, soon()))
-        stays = asyncio.create_task(dispatcher.infer(stays_rows, soon()))
+        gone = asyncio.create_task(dispatcher.infer(gone_rows, Terms(soon())))
+        stays = asyncio.create_task(dispatcher.infer(stays_rows, Terms(soon())))
         await asyncio.sleep(0)
         gate.let_one_pass()
         await first
@@ -171,10 +172,10 @@ def test_the_deadline_answers_the_caller_even_while_the_engine_is_stuck(
 ) -> None:
     async def scenario() -> None:
         held, waiting = FakeRows(rows_of(1)), FakeRows(rows_of(2))
-        stuck = asyncio.create_task(dispatcher.infer(held, time.monotonic() + 0.05))
+        stuck = asyncio.create_task(dispatcher.infer(held, Terms(time.monotonic() + 0.05)))
         await entered(gate)
         with pytest.raises(DeadlineExceeded):
-            await dispatcher.infer(waiting, time.monotonic() + 0.01)
+            await dispatcher.infer(waiting, Terms(time.monotonic() + 0.01))
         assert waiting.closes == 1
         with pytest.raises(DeadlineExceeded):
             await stuck
@@ -187,10 +188,10 @@ def test_the_deadline_answers_the_caller_even_while_the_engine_is_stuck(
 
 
 def test_a_full_queue_gives_the_rows_back_before_it_refuses(batcher: Batcher, dispatcher: LocalDispatcher) -> None:
-    batcher.submit(rows_of(1), soon(), Listener())
+    batcher.submit(rows_of(1), Terms(soon()), Listener())
     rows = FakeRows(rows_of(*range(8)))
     with pytest.raises(Overloaded):
-        asyncio.run(dispatcher.infer(rows, soon()))
+        asyncio.run(dispatcher.infer(rows, Terms(soon())))
     assert rows.closes == 1
 
 
@@ -200,7 +201,7 @@ def test_rows_in_flight_when_their_loop_ends_are_given_back(
     rows = FakeRows(rows_of(1))
 
     async def leave() -> None:
-        task = asyncio.create_task(dispatcher.infer(rows, soon()))
+        task = asyncio.create_task(dispatcher.infer(rows, Terms(soon())))
         await entered(gate)
         task.cancel()
 

@@ -33,7 +33,7 @@ from app.serving.curve import CostModel
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
-from app.serving.submission import Slice, Submission
+from app.serving.submission import Slice, Submission, Terms
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
@@ -72,7 +72,7 @@ def test_a_storm_of_requests_settles_each_one_rightly_and_gives_all_rows_back(de
         lease = FakeRows(rows_of(*marks))
         rows.append(lease)
         deadline = time.monotonic() + (PATIENCE_S if chance.random() < 0.8 else chance.random() * 0.005)
-        task = asyncio.create_task(dispatcher.infer(lease, deadline))
+        task = asyncio.create_task(dispatcher.infer(lease, Terms(deadline)))
         if chance.random() < 0.2:
             await asyncio.sleep(chance.random() * 0.003)
             task.cancel()
@@ -122,7 +122,9 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=submissions, size=st.integers(1, 5), slack=st.integers(1, 20), averaged=st.booleans())
     def submit(self, size: int, slack: int, averaged: bool) -> Submission:
         listener = Listener()
-        submission = self.batcher.submit(rows_of(*range(size)), self.clock.now + slack, listener, averaged=averaged)
+        submission = self.batcher.submit(
+            rows_of(*range(size)), Terms(self.clock.now + slack, averaged=averaged), listener
+        )
         self.all.append((submission, listener))
         return submission
 
@@ -132,9 +134,9 @@ class QueueMachine(RuleBasedStateMachine):
         if slices is None:
             return multiple()
         assert 1 <= sum(part.size for part in slices) <= limit
-        assert all(part.submission.deadline > self.clock.now for part in slices)
+        assert all(part.submission.terms.deadline > self.clock.now for part in slices)
         assert all(id(part.submission) not in self.cancelled for part in slices)
-        deadlines = [part.submission.deadline for part in slices]
+        deadlines = [part.submission.terms.deadline for part in slices]
         assert deadlines == sorted(deadlines)
         assert len({part.submission.exact for part in slices}) == 1
         self.in_flight.append(slices)
@@ -193,7 +195,7 @@ def test_the_rows_of_a_request_whose_engine_dies_between_two_halves_are_given_ba
     batcher = Batcher(max_rows=10, deliver=deliver_here, predict_s=lambda rows: 0.0)
     instance = instance_of(batcher, FakeEngine(die_on_the_second_half), useful=4)
     listener = Listener()
-    submission = batcher.submit(rows_of(0, 1, 2, 3), math.inf, listener)
+    submission = batcher.submit(rows_of(0, 1, 2, 3), Terms(math.inf), listener)
     assert isinstance(listener.error(), EngineError)
     assert instance.join(PATIENCE_S)
     assert (listener.releases, submission.in_flight) == (1, 0)
@@ -213,7 +215,7 @@ def test_the_part_of_a_request_that_an_engine_has_answered_is_not_lost_with_its_
     batcher = Batcher(max_rows=10, deliver=deliver_here, predict_s=lambda rows: 0.0)
     before, split, lost = Listener(), Listener(), Listener()
     for marks, listener in (((0,), before), ((1, 2), split), ((3,), lost)):
-        batcher.submit(rows_of(*marks), math.inf, listener)
+        batcher.submit(rows_of(*marks), Terms(math.inf), listener)
     other = instance_of(batcher, FakeEngine(first_gate), useful=2)  # takes 0 and 1
     first_gate.wait_entered()
     instance = instance_of(batcher, FakeEngine(lose_the_neighbour), useful=2)  # takes 2 and 3
@@ -251,7 +253,7 @@ def test_submitting_from_many_threads_loses_nothing() -> None:
 
     def send(mine: list[Listener]) -> None:
         for mark, listener in enumerate(mine):
-            batcher.submit(rows_of(mark), float("inf"), listener)
+            batcher.submit(rows_of(mark), Terms(float("inf")), listener)
 
     threads = [threading.Thread(target=send, args=(mine,)) for mine in listeners]
     for thread in threads:

@@ -30,7 +30,7 @@ from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve, CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
-from app.serving.submission import Slice
+from app.serving.submission import Slice, Terms
 
 FAR = math.inf
 
@@ -64,7 +64,7 @@ def start(batcher: Batcher) -> Iterator[Start]:
 
 def submit(batcher: Batcher, *marks: int, with_features: bool = False) -> Listener:
     listener = Listener()
-    batcher.submit(rows_of(*marks), FAR, listener, with_features=with_features)
+    batcher.submit(rows_of(*marks), Terms(FAR, with_features=with_features), listener)
     return listener
 
 
@@ -330,7 +330,7 @@ def test_a_retry_leaves_out_what_nobody_waits_for_any_more(batcher: Batcher, sta
     first = submit(batcher, 100)
     gate.wait_entered()
     listeners = [Listener() for _ in range(4)]
-    submissions = [batcher.submit(rows_of(mark), FAR, each) for mark, each in enumerate(listeners)]
+    submissions = [batcher.submit(rows_of(mark), Terms(FAR), each) for mark, each in enumerate(listeners)]
     gate.open()
     failing.wait_entered()
     assert [batcher.cancel(each) for each in submissions[2:]] == [False, False]
@@ -636,7 +636,7 @@ def test_gathered_rows_are_a_copy_so_that_shared_memory_is_free_at_once(batcher:
     start(Keeper())
     rows = rows_of(1, 2)
     listener = Listener()
-    batcher.submit(rows, FAR, listener)
+    batcher.submit(rows, Terms(FAR), listener)
     listener.inference()
     assert not np.shares_memory(kept[0], rows)
 
@@ -652,3 +652,21 @@ def test_half_of_a_deep_queue_is_taken_at_a_time(batcher: Batcher) -> None:
     instance.stop()
     assert instance.join(PATIENCE_S)
     assert [len(batch) for batch in engine.batches] == [1, 4, 4, 2, 1, 1]
+
+
+def test_whoever_has_a_single_row_does_not_wait_for_a_deep_batch_of_another_caller_s(batcher: Batcher) -> None:
+    gate, engine = Gate(), FakeEngine()
+    engine.before_run = gate
+    cost = CostModel(BatchCurve((1, 2, 4, 8), (0.01, 0.02, 0.04, 0.08)))
+    instance = Instance("model", engine, batcher, cost, SilentObserver(), prove=lambda engine: None)
+    instance.start()
+    submit(batcher, 99)
+    gate.wait_entered()
+    listeners = [submit(batcher, mark) for mark in range(12)]
+    batcher.submit(rows_of(50), Terms(FAR, "few"), few := Listener())
+    gate.open()
+    for listener in (*listeners, few):
+        listener.inference()
+    instance.stop()
+    assert instance.join(PATIENCE_S)
+    assert engine.batches[:4] == [[99], [0], [50], [1, 2, 3, 4]]

@@ -24,6 +24,7 @@ from app.serving.deployment import ServingOptions
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
 from app.serving.registry import ModelRegistry
+from app.serving.submission import Terms
 
 MakePackage = Callable[..., Path]
 Status = runtime.cudaError_t
@@ -65,7 +66,7 @@ def load(tmp_path: Path) -> Iterator[Callable[..., ModelRegistry]]:
 def classify(registry: ModelRegistry, rows: Rows) -> list[int]:
     model = registry.get("image", None)
     try:
-        inference = asyncio.run(model.dispatcher.infer(_Lease(rows), math.inf))
+        inference = asyncio.run(model.dispatcher.infer(_Lease(rows), Terms(math.inf)))
     finally:
         model.release()
     return [int(best) for best in inference.probabilities.argmax(axis=1)]
@@ -179,10 +180,10 @@ def test_the_next_batch_is_staged_while_one_runs() -> None:
     instance = Instance("model", engine, batcher, cost, SilentObserver(), prove=lambda engine: None)
     instance.start()
     listeners = [Listener() for _ in range(3)]
-    batcher.submit(rows_of(1), math.inf, listeners[0])
+    batcher.submit(rows_of(1), Terms(math.inf), listeners[0])
     gate.wait_entered()
     for mark, listener in zip((2, 3), listeners[1:], strict=True):
-        batcher.submit(rows_of(mark), math.inf, listener)
+        batcher.submit(rows_of(mark), Terms(math.inf), listener)
     assert engine.next_is_staged.wait(PATIENCE_S)
     assert engine.batches == [[1]]  # still running
     gate.open()

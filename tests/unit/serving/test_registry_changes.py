@@ -23,6 +23,7 @@ from app.repository.store import Package, PackagePath
 from app.serving import proven
 from app.serving import registry as registry_module
 from app.serving.deployment import Deployment, ServingOptions
+from app.serving.submission import Terms
 
 
 def test_a_new_version_takes_over_and_the_old_one_finishes_what_it_holds(
@@ -42,12 +43,12 @@ def test_a_new_version_takes_over_and_the_old_one_finishes_what_it_holds(
     new = registry.get("image", "model")
     assert (old.version, new.version) == (1, 2)
     rows = FakeRows(np.full((1, 8, 8, 3), 200, np.uint8))
-    asyncio.run(old.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    asyncio.run(old.dispatcher.infer(rows, Terms(time.monotonic() + PATIENCE_S)))
     old.release()
     swap.join(PATIENCE_S)
     assert not swap.is_alive()
     with pytest.raises(Unavailable):
-        asyncio.run(old.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+        asyncio.run(old.dispatcher.infer(rows, Terms(time.monotonic() + PATIENCE_S)))
     new.release()
 
 
@@ -316,7 +317,7 @@ def test_an_unloaded_model_is_unavailable_until_it_is_drained_and_unknown_after(
         registry.get("image", "model")
     assert registry.unready_reason() is None
     rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
-    asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+    asyncio.run(held.dispatcher.infer(rows, Terms(time.monotonic() + PATIENCE_S)))
     held.release()
     unload.join(PATIENCE_S)
     with pytest.raises(UnknownModel):

@@ -15,6 +15,7 @@ from serving_fakes import PATIENCE_S, FakeRows, Gate
 
 from app.errors import ChangeRefused, EngineError, Unavailable
 from app.serving.observer import SilentObserver
+from app.serving.submission import Terms
 from app.telemetry.metrics import Metrics
 
 
@@ -138,7 +139,7 @@ def test_a_stuck_engine_makes_the_model_unready_until_it_is_rebuilt(
     model = registry.get("image", None)
     rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(Exception, match="the engine stopped answering"):
-        asyncio.run(model.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+        asyncio.run(model.dispatcher.infer(rows, Terms(time.monotonic() + PATIENCE_S)))
     model.release()
     assert "being rebuilt" in (registry.unready_reason() or "")
     with pytest.raises(Unavailable, match="being restarted"):
@@ -173,7 +174,7 @@ def test_an_engine_that_hangs_while_its_version_is_drained_is_given_up(
     rows = FakeRows(np.zeros((1, 8, 8, 3), np.uint8))
     try:
         with pytest.raises(EngineError, match="the engine stopped answering"):
-            asyncio.run(held.dispatcher.infer(rows, time.monotonic() + PATIENCE_S))
+            asyncio.run(held.dispatcher.infer(rows, Terms(time.monotonic() + PATIENCE_S)))
     finally:
         held.release()
         gate.open()

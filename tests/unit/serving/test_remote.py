@@ -25,7 +25,7 @@ from serving_fakes import (
     fake_features,
     flat_curve,
     manifest_of,
-    note_averaged,
+    note_terms,
     rows_of,
 )
 
@@ -54,6 +54,7 @@ from app.serving.registry import ModelRegistry
 from app.serving.remote import HostLink, LinkEvents
 from app.serving.results import Task
 from app.serving.status import ModelStatus
+from app.serving.submission import Terms
 from app.serving.table import ModelTable
 from app.serving.wire import State
 
@@ -189,7 +190,7 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
     async def scene(house: House) -> None:
         house.gate.open()
         lease = Lease(3, 4, 6)
-        inference = await house.shown().dispatcher.infer(lease, soon())
+        inference = await house.shown().dispatcher.infer(lease, Terms(soon()))
         assert classes_of(inference) == [3, 4, 6]
         assert inference.probabilities.dtype == np.float32
         assert (inference.batch_rows, inference.inference_s > 0) == (3, True)
@@ -198,13 +199,14 @@ def test_rows_are_classified_where_they_lie_and_given_back_once() -> None:
     steps(scene)
 
 
-@pytest.mark.parametrize("averaged", [False, True])
-def test_whether_rows_count_by_their_mean_travels(averaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terms_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(house: House) -> None:
-        submitted = note_averaged(house.batcher, monkeypatch)
+        submitted = note_terms(house.batcher, monkeypatch)
         house.gate.open()
-        await house.shown().dispatcher.infer(Lease(1, 2), soon(), averaged=averaged)
-        assert submitted == [averaged]
+        terms = [Terms(soon()), Terms(soon(), averaged=True), Terms(soon() + 1.0, "alice", with_features=True)]
+        for each in terms:
+            await house.shown().dispatcher.infer(Lease(1, 2), each)
+        assert submitted == terms
 
     steps(scene)
 
@@ -214,9 +216,9 @@ def test_features_travel_where_they_are_asked_for() -> None:
         house.gate.open()
         model = house.shown()
         assert model.feature_dim == FEATURES
-        plain = await model.dispatcher.infer(Lease(1, 2), soon())
+        plain = await model.dispatcher.infer(Lease(1, 2), Terms(soon()))
         assert (classes_of(plain), plain.features, house.engine.fetched) == ([1, 2], None, [])
-        inference = await model.dispatcher.infer(Lease(3, 4, 6), soon(), with_features=True)
+        inference = await model.dispatcher.infer(Lease(3, 4, 6), Terms(soon(), with_features=True))
         assert classes_of(inference) == [3, 4, 6]
         np.testing.assert_array_equal(inference.features, fake_features([3, 4, 6]))
 
@@ -236,9 +238,9 @@ def test_a_cancellation_travels_and_the_rows_are_never_run() -> None:
     async def scene(house: House) -> None:
         infer = house.shown().dispatcher.infer
         first, second = Lease(1), Lease(2)
-        running = asyncio.create_task(infer(first, soon()))
+        running = asyncio.create_task(infer(first, Terms(soon())))
         await asyncio.to_thread(house.gate.wait_entered)
-        waiting = asyncio.create_task(infer(second, soon()))
+        waiting = asyncio.create_task(infer(second, Terms(soon())))
         await until(lambda: house.batcher.pending_rows == 1)
         waiting.cancel()
         await until(lambda: second.closes == 1)
@@ -255,7 +257,7 @@ def test_a_cancellation_travels_and_the_rows_are_never_run() -> None:
 def test_rows_that_an_engine_reads_are_kept_when_their_caller_has_left() -> None:
     async def scene(house: House) -> None:
         lease = Lease(1)
-        running = asyncio.create_task(house.shown().dispatcher.infer(lease, soon()))
+        running = asyncio.create_task(house.shown().dispatcher.infer(lease, Terms(soon())))
         await asyncio.to_thread(house.gate.wait_entered)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -271,10 +273,10 @@ def test_the_deadline_answers_the_caller_while_the_engine_is_stuck_and_its_rows_
     async def scene(house: House) -> None:
         infer = house.shown().dispatcher.infer
         held, waiting = Lease(1), Lease(2)
-        stuck = asyncio.create_task(infer(held, time.monotonic() + 0.05))
+        stuck = asyncio.create_task(infer(held, Terms(time.monotonic() + 0.05)))
         await asyncio.to_thread(house.gate.wait_entered)
         with pytest.raises(DeadlineExceeded):
-            await infer(waiting, time.monotonic() + 0.01)
+            await infer(waiting, Terms(time.monotonic() + 0.01))
         await until(lambda: waiting.closes == 1)
         with pytest.raises(DeadlineExceeded):
             await stuck
@@ -293,7 +295,7 @@ def test_memory_is_read_anew_each_time_that_it_comes() -> None:
         for marks in ([3, 4], [5, 6]):
             os.pwrite(lease.buffer.fd, rows_of(*marks).tobytes(), 0)
             rows = DecodedRows(lease.rows, DecodeInfo(2, 2, "fake"), 0.0, lease.buffer.fd, reused=True)
-            assert classes_of(await house.shown().dispatcher.infer(rows, soon())) == marks
+            assert classes_of(await house.shown().dispatcher.infer(rows, Terms(soon()))) == marks
         lease.close()
 
     steps(scene)
@@ -304,7 +306,7 @@ def test_memory_that_will_not_be_used_again_does_not_stay_mapped() -> None:
         house.gate.open()
         before = open_descriptors()
         for mark in (3, 4):
-            inference = await house.shown().dispatcher.infer(Lease(mark, reused=False), soon())
+            inference = await house.shown().dispatcher.infer(Lease(mark, reused=False), Terms(soon()))
             assert classes_of(inference) == [mark]
         await until(lambda: open_descriptors() == before)
         assert not house.session._memory._kept
@@ -317,7 +319,7 @@ def test_uploaded_rows_are_classified_where_they_lie() -> None:
         house.gate.open()
         uploaded = UploadedRows((2, *ROW_SHAPE))
         uploaded.write(rows_of(5, 6).tobytes())
-        inference = await house.shown().dispatcher.infer(uploaded, soon(), with_features=True)
+        inference = await house.shown().dispatcher.infer(uploaded, Terms(soon(), with_features=True))
         assert classes_of(inference) == [5, 6]
         np.testing.assert_array_equal(inference.features, fake_features([5, 6]))
         await until(lambda: uploaded.fd < 0)
@@ -330,7 +332,7 @@ def test_memory_that_the_worker_no_longer_uses_is_given_up_by_the_host(monkeypat
     async def scene(house: House) -> None:
         house.gate.open()
         lease = Lease(3)
-        await house.shown().dispatcher.infer(lease, soon())
+        await house.shown().dispatcher.infer(lease, Terms(soon()))
         await until(lambda: lease.closes == 1)
         assert len(house.session._memory._kept) == 1
         monkeypatch.setattr(host, "KEPT_S", -1.0)
@@ -343,13 +345,13 @@ def test_memory_that_the_worker_no_longer_uses_is_given_up_by_the_host(monkeypat
 def test_a_full_queue_is_refused_and_the_rows_come_back() -> None:
     async def scene(house: House) -> None:
         infer = house.shown().dispatcher.infer
-        running = asyncio.create_task(infer(Lease(1), soon()))
+        running = asyncio.create_task(infer(Lease(1), Terms(soon())))
         await asyncio.to_thread(house.gate.wait_entered)
-        waiting = asyncio.create_task(infer(Lease(2), soon()))
+        waiting = asyncio.create_task(infer(Lease(2), Terms(soon())))
         await until(lambda: house.batcher.pending_rows == 1)
         lease = Lease(*range(64))
         with pytest.raises(Overloaded, match="full"):
-            await infer(lease, soon())
+            await infer(lease, Terms(soon()))
         await until(lambda: lease.closes == 1)
         house.gate.open()
         await asyncio.gather(running, waiting)
@@ -368,9 +370,9 @@ def test_a_worker_without_descriptors_answers_that_there_is_no_room(monkeypatch:
         with monkeypatch.context() as patched:
             patched.setattr(os, "dup", no_descriptor)
             with pytest.raises(Overloaded, match="no room for another file"):
-                await house.shown().dispatcher.infer(lease, soon())
+                await house.shown().dispatcher.infer(lease, Terms(soon()))
         assert lease.closes == 1
-        assert classes_of(await house.shown().dispatcher.infer(Lease(2), soon())) == [2]
+        assert classes_of(await house.shown().dispatcher.infer(Lease(2), Terms(soon()))) == [2]
 
     steps(scene)
 
@@ -386,7 +388,7 @@ def test_a_connection_that_a_worker_has_no_descriptor_for_is_closed_and_the_work
                 async with asyncio.timeout(PATIENCE_S):
                     caller.setblocking(False)
                     assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
-        assert classes_of(await house.shown().dispatcher.infer(Lease(1), soon())) == [1]
+        assert classes_of(await house.shown().dispatcher.infer(Lease(1), Terms(soon()))) == [1]
         assert not house.ended.is_set()
 
     steps(scene)
@@ -397,12 +399,12 @@ def test_a_host_without_descriptors_answers_that_there_is_no_room_and_keeps_the_
 ) -> None:
     async def scene(house: House) -> None:
         house.gate.open()
-        assert classes_of(await house.shown().dispatcher.infer(Lease(1), soon())) == [1]
+        assert classes_of(await house.shown().dispatcher.infer(Lease(1), Terms(soon()))) == [1]
         kept = house.session._memory._kept
         assert len(kept) == 1
         outcomes: list[object] = []
         lease = Lease(2)
-        house.shown().dispatcher.submit(lease, soon(), outcomes.append)
+        house.shown().dispatcher.submit(lease, Terms(soon()), outcomes.append)
         house.link._channel._flush()  # now, as another process would: what has left is closed here
         with descriptors_left(0):
             await until(lambda: bool(outcomes))
@@ -411,7 +413,7 @@ def test_a_host_without_descriptors_answers_that_there_is_no_room_and_keeps_the_
         await until(lambda: lease.closes == 1)
         assert not kept  # each held a descriptor
         assert "a file's rows cannot be mapped: [Errno 24] Too many open files" in caplog.messages
-        assert classes_of(await house.shown().dispatcher.infer(Lease(3), soon())) == [3]
+        assert classes_of(await house.shown().dispatcher.infer(Lease(3), Terms(soon()))) == [3]
         assert not house.ended.is_set()
 
     steps(scene)
@@ -425,7 +427,7 @@ def test_an_engine_s_error_comes_out_as_the_same_exception() -> None:
         house.engine.before_run = fail
         lease = Lease(1)
         with pytest.raises(EngineError, match="no such kernel"):
-            await house.shown().dispatcher.infer(lease, soon())
+            await house.shown().dispatcher.infer(lease, Terms(soon()))
         await until(lambda: lease.closes == 1)
 
     steps(scene)
@@ -434,9 +436,9 @@ def test_an_engine_s_error_comes_out_as_the_same_exception() -> None:
 def test_a_worker_s_death_takes_its_rows_out_of_the_queue_and_lets_go_of_the_models() -> None:
     async def scene(house: House) -> None:
         infer = house.shown().dispatcher.infer
-        tasks = [asyncio.create_task(infer(Lease(1), soon()))]
+        tasks = [asyncio.create_task(infer(Lease(1), Terms(soon())))]
         await asyncio.to_thread(house.gate.wait_entered)
-        tasks.append(asyncio.create_task(infer(Lease(2), soon())))
+        tasks.append(asyncio.create_task(infer(Lease(2), Terms(soon()))))
         await until(lambda: house.batcher.pending_rows == 1)
         house.link._channel.close()
         await until(house.ended.is_set)
@@ -457,7 +459,7 @@ def test_memory_that_could_shrink_under_the_engine_is_refused_with_its_worker() 
         unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
         os.ftruncate(unsealed, 1 << 16)
         lease._fd = unsealed
-        task = asyncio.create_task(house.shown().dispatcher.infer(lease, soon()))
+        task = asyncio.create_task(house.shown().dispatcher.infer(lease, Terms(soon())))
         await until(house.ended.is_set)
         task.cancel()
         os.close(unsealed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from serving_fakes import (
     fake_features,
     flat_curve,
     manifest_of,
-    note_averaged,
+    note_terms,
     probabilities_of,
     rows_of,
 )
@@ -319,7 +321,7 @@ def test_a_busy_spell_that_is_over_takes_at_most_half_of_the_time_for_decoding(h
     latest: list[float] = []
     decode = house.pool.decode
 
-    async def note(body: SharedBytes, job: DecodeJob, deadline: float) -> DecodedRows:
+    async def note(body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> DecodedRows:
         latest.append(deadline - time.monotonic())
         return await decode(body, job, deadline)
 
@@ -476,7 +478,7 @@ def test_features_come_with_the_classes_if_they_are_asked_for(house: House) -> N
 def test_several_views_count_by_their_mean_and_rows_by_themselves(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    averaged = note_averaged(house.batcher, monkeypatch)
+    submitted = note_terms(house.batcher, monkeypatch)
     house.gate.open()
 
     async def scenario() -> None:
@@ -489,7 +491,41 @@ def test_several_views_count_by_their_mean_and_rows_by_themselves(
             await house.service.run_file(ticket, body)
 
     run(scenario())
-    assert averaged == [False, True, False]
+    assert [terms.averaged for terms in submitted] == [False, True, False]
+
+
+def test_who_asks_is_known_to_media_workers_and_engine(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = note_terms(house.batcher, monkeypatch)
+
+    async def scenario() -> None:
+        house.gate.open()
+        for caller in ("alice", ""):
+            with (
+                house.service.admit("image", ClassifyOptions(), started=time.monotonic(), caller=caller) as ticket,
+                SharedBytes.of(b"\1") as body,
+            ):
+                assert ticket.caller == caller
+                await house.service.classify(ticket, body)
+
+    run(scenario())
+    assert house.pool.callers == ["alice", ""]
+    assert [terms.caller for terms in submitted] == ["alice", ""]
+
+
+def test_a_caller_who_fills_the_queue_keeps_no_other_out(house: House) -> None:
+    async def scenario() -> None:
+        admit = functools.partial(house.service.admit, "image", ClassifyOptions(), started=time.monotonic())
+        with contextlib.ExitStack() as held:
+            held.enter_context(admit(caller="few")).release()
+            with contextlib.suppress(Overloaded):
+                for _ in range(100):
+                    held.enter_context(admit(caller="many"))
+            assert house.service.refusal("image", ClassifyOptions(), started=time.monotonic(), caller="many")
+            assert not house.service.refusal("image", ClassifyOptions(), started=time.monotonic(), caller="few")
+            held.enter_context(admit(caller="few"))
+
+    run(scenario())
+    assert house.notes.rejections == ["share", "share"]
 
 
 def test_a_model_without_features_is_not_asked_for_them(house: House) -> None:

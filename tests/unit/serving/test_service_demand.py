@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from test_service import House, run
 
 from app.errors import DeadlineExceeded
+from app.media.shared import SharedBytes
 from app.serving.admission import InFlight, Reservation
 from app.serving.backlog import Lane
 from app.serving.results import ClassifyOptions, Task
@@ -93,6 +95,47 @@ def test_the_wait_for_a_worker_of_the_task_is_predicted_while_files_are_in_decod
     turn_s = one_more / turns[0]
     assert turn_s > AT_LEAST_S
     assert seven_more == pytest.approx(turns[1] * turn_s)
+
+
+def test_of_another_caller_s_files_only_a_turn_is_waited_for(
+    house: House, asked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[float] = []
+    monkeypatch.setattr(house.admission, "refusal", lambda lane, *, decode_s, **demand: refused.append(decode_s))
+    resumed: list[float] = []
+    monkeypatch.setattr(Reservation, "resume", lambda reservation, decode_s: resumed.append(decode_s))
+    go_on = asyncio.Event()
+
+    async def pause(marks: bytes) -> None:
+        await asyncio.sleep(PAUSE_S)
+
+    async def wait(marks: bytes) -> None:
+        await go_on.wait()
+
+    async def scenario() -> None:
+        house.pool.before = pause
+        await house.classify(b"\1", "video")
+        house.pool.before = wait
+        with house.service.admit("video", ClassifyOptions(), started=time.monotonic(), caller="many") as ticket:
+            body = SharedBytes.of(b"\2")
+            running = [asyncio.create_task(house.service.classify(ticket, body)) for _ in range(8)]
+            while len(house.pool.callers) < 9:
+                await asyncio.sleep(0)
+            asked.clear()
+            for caller in ("many", "few"):
+                admit = functools.partial(house.service.admit, "video", ClassifyOptions(), caller=caller)
+                with admit(started=time.monotonic()) as waiting:
+                    waiting.resume()
+                house.service.refusal("video", ClassifyOptions(), started=time.monotonic(), caller=caller)
+            go_on.set()
+            await asyncio.gather(*running)
+            body.close()
+
+    run(scenario())
+    own, others = asked
+    assert own > 8 * AT_LEAST_S
+    assert others == pytest.approx(own * 3 / 9)  # a turn of the other's, the one in hand, its own
+    assert refused == resumed == asked
 
 
 def test_files_that_expire_in_decoding_count_in_what_it_takes(house: House, asked: list[float]) -> None:

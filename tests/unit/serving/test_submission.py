@@ -9,13 +9,14 @@ import pytest
 from serving_fakes import Listener, deliver_here, probabilities_of, rows_of
 
 from app.serving.batcher import Batcher
+from app.serving.submission import Terms
 
 
 def test_rows_that_were_given_back_are_held_and_read_by_nobody() -> None:
     batcher = Batcher(max_rows=16, deliver=deliver_here, predict_s=lambda rows: 0.0)
     rows, listener = rows_of(1, 2), Listener()
     memory = weakref.ref(rows)
-    batcher.submit(rows, 1e9, listener)
+    batcher.submit(rows, Terms(1e9), listener)
     del rows
     slices = batcher.take(lambda: 8)
     assert slices is not None

@@ -14,6 +14,7 @@ from app.serving.batcher import Batcher
 from app.serving.curve import BatchCurve, CostModel
 from app.serving.instance import Instance
 from app.serving.observer import SilentObserver
+from app.serving.submission import Terms
 from app.serving.supervisor import InstanceKeeper, SupervisionOptions, Supervisor
 
 FAR = float("inf")
@@ -74,7 +75,7 @@ class House:
 
     def submit(self, *marks: int) -> Listener:
         listener = Listener()
-        self.batcher.submit(rows_of(*marks), FAR, listener)
+        self.batcher.submit(rows_of(*marks), Terms(FAR), listener)
         return listener
 
     def pass_time(self, seconds: float) -> None:

@@ -14,22 +14,32 @@ from serving_fakes import PATIENCE_S
 from app import errors
 from app.serving import wire
 from app.serving.channel import MAX_FRAME_BYTES, Channel
-from app.serving.submission import Inference
+from app.serving.submission import Inference, Terms
 from app.serving.wire import SubmitHeader
 
 
-@pytest.mark.parametrize("flag", ["with_features", "averaged", "reused"])
-def test_a_submission_s_header_survives(flag: str) -> None:
-    flags = {name: name == flag for name in ("with_features", "averaged", "reused")}
-    header = SubmitHeader(2**40, key=7, rows=48, deadline=123456.789, **flags)
-    arrived = wire.decode_submit(wire.encode_submit(header))
-    assert arrived == header
-    assert {name: getattr(arrived, name) for name in flags} == flags
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        Terms(123456.789),
+        Terms(0.1, with_features=True),
+        Terms(0.1, averaged=True),
+        Terms(0.1, "alice"),
+        Terms(0.1, "Zoë's 写真"),
+    ],
+)
+def test_a_submission_s_header_survives(terms: Terms, reused: bool) -> None:
+    header = SubmitHeader(2**40, 7, 48, reused, terms)
+    assert wire.decode_submit(wire.encode_submit(header)) == header
 
 
-def test_a_submission_of_another_length_is_refused() -> None:
+def test_a_submission_that_is_none_is_refused() -> None:
     with pytest.raises(struct.error):
         wire.decode_submit(b"short")
+    sound = wire.encode_submit(SubmitHeader(1, 1, 1, False, Terms(1.0)))
+    with pytest.raises(UnicodeDecodeError):
+        wire.decode_submit(sound + b"\xff")
 
 
 def test_an_answer_survives_to_the_bit() -> None:

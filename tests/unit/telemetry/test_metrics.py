@@ -10,6 +10,7 @@ from app.telemetry.metrics import CODES, Metrics
 
 CONTRACT = {
     "hiera_requests_total": {"task", "model", "code"},
+    "hiera_key_requests_total": {"key", "code"},
     "hiera_request_duration_seconds": {"task", "model"},
     "hiera_stage_duration_seconds": {"model", "stage"},
     "hiera_batch_rows": {"model"},
@@ -32,6 +33,7 @@ def full() -> Metrics:
     """Metrics with every series there is."""
     metrics = Metrics(worker_states=("idle",), restart_reasons=("crashed",))
     metrics.expect_models([("image", "m")])
+    metrics.expect_keys(["alice"])
     metrics.model_ready("m", 1, True)
     metrics.engine_info("m", 1, "openvino", "bf16", "cpu")
     metrics.batch_cost("m", 4, 0.02)
@@ -65,6 +67,8 @@ def test_what_is_reported_arrives_in_its_series() -> None:
     metrics = full()
     before = series(metrics)
     metrics.request("image", "m", 200, 0.02)
+    metrics.refused("video", 0.001, "alice")
+    metrics.refused("video", 0.001, None)
     metrics.stage_duration("m", "decode", 0.004)
     metrics.batch_ran("m", 6, 0.0, 1.0, [])
     metrics.close_calls("m", 2)
@@ -78,6 +82,10 @@ def test_what_is_reported_arrives_in_its_series() -> None:
     changed = {name: value - before[name] for name, value in after.items() if value != before[name] and "hiera" in name}
     assert {name: value for name, value in changed.items() if "_bucket" not in name} == {
         'hiera_requests_total{code="200",model="m",task="image"}': 1,
+        'hiera_requests_total{code="429",model="none",task="video"}': 2,
+        'hiera_key_requests_total{code="429",key="alice"}': 1,
+        'hiera_request_duration_seconds_count{model="none",task="video"}': 2,
+        'hiera_request_duration_seconds_sum{model="none",task="video"}': 0.002,
         'hiera_request_duration_seconds_count{model="m",task="image"}': 1,
         'hiera_request_duration_seconds_sum{model="m",task="image"}': 0.02,
         'hiera_stage_duration_seconds_count{model="m",stage="decode"}': 1,

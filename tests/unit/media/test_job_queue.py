@@ -10,7 +10,7 @@ import pytest
 from pool_scenes import PHOTO, run
 
 from app.errors import DeadlineExceeded, Unavailable
-from app.media.queue import DeadlineQueue, Ticket
+from app.media.queue import JobQueue, Ticket
 from app.media.shared import SharedBytes
 from app.media.timer import Timer
 
@@ -31,23 +31,39 @@ def in_a_loop(scene: Callable[[], Awaitable[None]]) -> None:
 
 def test_the_most_urgent_comes_first_and_among_equals_who_came_first() -> None:
     async def scene() -> None:
-        queue = DeadlineQueue()
+        queue = JobQueue()
         tickets = [a_ticket(number, within_s) for number, within_s in enumerate((50.0, 20.0, 40.0))]
         tickets += [Ticket(number, SharedBytes.of(b""), PHOTO, tickets[1].deadline) for number in (9, 7)]
         for ticket in tickets:
             queue.push(ticket)
         assert len(queue) == 5
         popped = [queue.pop() for _ in tickets]
-        assert [ticket.number for ticket in popped if ticket is not None] == [1, 7, 9, 2, 0]
+        assert [ticket.number for ticket in popped if ticket is not None] == [1, 9, 7, 2, 0]
         assert queue.pop() is None
         assert len(queue) == 0
 
     in_a_loop(scene)
 
 
+def test_callers_take_turns_by_the_time_that_their_files_take() -> None:
+    async def scene() -> None:
+        queue = JobQueue()
+        for number in range(6):
+            queue.push(Ticket(number, SharedBytes.of(b""), PHOTO, time.monotonic() + 20.0, "slow"))
+        for number in range(100, 106):
+            queue.push(Ticket(number, SharedBytes.of(b""), PHOTO, time.monotonic() + 90.0, "quick"))
+        order = []
+        while (ticket := queue.pop()) is not None:
+            order.append(ticket.number)
+            queue.charge(ticket, 3.0 if ticket.caller == "slow" else 1.0)
+        assert order == [0, 100, 101, 102, 1, 103, 104, 105, 2, 3, 4, 5]
+
+    in_a_loop(scene)
+
+
 def test_who_is_settled_or_late_does_not_wait_in_earnest_and_is_passed_over() -> None:
     async def scene() -> None:
-        queue = DeadlineQueue()
+        queue = JobQueue()
         late, left, waiting = a_ticket(1, -1.0), a_ticket(2, 20.0), a_ticket(3, 50.0)
         for ticket in (late, left, waiting):
             queue.push(ticket)
@@ -63,7 +79,7 @@ def test_who_is_settled_or_late_does_not_wait_in_earnest_and_is_passed_over() ->
 
 def test_a_deadline_that_passes_is_said_then_and_only_while_a_job_waits() -> None:
     async def scene() -> None:
-        queue = DeadlineQueue()
+        queue = JobQueue()
         waiting, taken = a_ticket(1, 0.05), a_ticket(2, 0.04)
         queue.push(waiting)
         queue.push(taken)
@@ -83,7 +99,7 @@ def test_a_deadline_that_passes_is_said_then_and_only_while_a_job_waits() -> Non
 
 def test_closing_settles_all_who_wait_and_no_timer_comes_back_to_them() -> None:
     async def scene() -> None:
-        queue = DeadlineQueue()
+        queue = JobQueue()
         tickets = [a_ticket(number, 50.0 + number) for number in range(3)]
         for ticket in tickets:
             queue.push(ticket)

@@ -1,0 +1,36 @@
+"""Several kinds of callers at once: their loads, each from a process of its own, and the table of what they got."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from app.load.generator import Workload
+from app.load.isolated import run_isolated
+from app.load.summary import Summary, summarise
+from app.load.table import text_table
+from benchmarks.results import median
+
+
+def run_together(workloads: Mapping[str, Workload]) -> dict[str, Summary]:
+    """Run all of them at the same time."""
+    with ThreadPoolExecutor(len(workloads)) as threads:
+        samples = threads.map(run_isolated, workloads.values())
+    return {name: summarise(each, found) for (name, each), found in zip(workloads.items(), samples, strict=True)}
+
+
+def print_runs(runs: Mapping[str, Sequence[Summary]]) -> None:
+    """A line for each kind of callers: medians over its rounds, errors of all together."""
+    rows = []
+    for name, each in runs.items():
+        answers, succeeded = sum(run.answers for run in each), sum(run.succeeded for run in each)
+        latencies = [run.latency_ms for run in each if run.latency_ms]
+        p50, p99 = (
+            f"{median([getattr(latency, at) for latency in latencies]):.0f}" if latencies else "-"
+            for at in ("p50", "p99")
+        )
+        rate = f"{median([run.throughput_per_s for run in each]):.1f}"
+        codes = sorted({code for run in each for code in run.errors})
+        errors = ", ".join(f"{code}: {sum(run.errors.get(code, 0) for run in each)}" for code in codes)
+        rows.append((name, f"{succeeded / max(answers, 1):.1%}", rate, p50, p99, errors))
+    print(text_table(("", "answered", "answered/s", "p50 ms", "p99 ms", "errors"), rows))

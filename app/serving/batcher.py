@@ -83,8 +83,7 @@ class Batcher:
 
     @property
     def even_rows(self) -> int:
-        """Rows that can be taken in turns before one of the callers who wait has none left: after that a larger batch
-        would only keep that one waiting for others' rows."""
+        """Rows that can be taken in turns before one of the callers who wait has none left."""
         lines = self._pending_of.values()
         return len(lines) * min(lines, default=0)
 

@@ -80,11 +80,13 @@ class BatchCurve:
         quick = [rows for rows in self._good_sizes() if self.batch_s(rows) <= _MOMENT_S]
         return max([self.useful_rows, *quick])
 
-    def deep_rows_of(self, waiting: int) -> int:
+    def deep_rows_of(self, waiting: int, even: int) -> int:
         """How many of `waiting` rows a deep batch takes: half, as the rest is for who comes next and for the other
-        instances; and a measured size, as a device runs at those and fills up what lies between. 0 where that is none.
+        instances; no more than the `even` ones, those before one of the callers has none left, who would only wait for
+        others' rows; and a measured size, as a device runs at those and fills up what lies between. 0 where that is
+        none.
         """
-        most = min(self.deep_rows, waiting // 2)
+        most = min(self.deep_rows, waiting // 2, even)
         return max((rows for rows in self.rows if rows <= most), default=0)
 
     def _good_sizes(self) -> list[int]:

@@ -115,7 +115,8 @@ class Instance:
 
     def _limit(self) -> int:
         curve = self._cost.curve
-        rows = max(curve.useful_rows, curve.deep_rows_of(self._batcher.even_rows))
+        deep = curve.deep_rows_of(self._batcher.pending_rows, self._batcher.even_rows)
+        rows = max(curve.useful_rows, deep)
         return max(1, min(rows, self._ceiling))
 
     def _serve(self) -> None:

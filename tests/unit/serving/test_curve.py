@@ -245,4 +245,5 @@ def test_of_a_deep_queue_a_measured_size_is_taken_that_leaves_half(waiting: int,
     sizes = (1, 2, 4, 8, 16, 32, 64, 128)
     curve = BatchCurve(sizes, tuple(0.001 * rows for rows in sizes))
     assert curve.deep_rows == 128
-    assert curve.deep_rows_of(waiting) == taken
+    assert curve.deep_rows_of(waiting, waiting) == taken
+    assert curve.deep_rows_of(1000, taken) == taken

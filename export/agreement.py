@@ -6,6 +6,8 @@ once: photos from a folder, or rendered rows, through the engine as the server w
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from app.engines.base import Engine, Features, Probabilities, Rows, feature_dim, features_of
 from app.engines.factory import EngineOptions, candidates
-from app.errors import RequestError
+from app.errors import EngineUnavailable, RequestError, UnsupportedMedia
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.spec import ImageSpec
@@ -28,11 +30,13 @@ from app.serving.proven import build_engine
 from export.errors import BuildRefused, ParityFailed
 from export.golden import render_row
 from export.hiera import Hiera
+from export.media_files import read_media
 from export.parity import TOLERANCES, normalise
 
 # What must agree, in rows of 1: weights that were trained are sure of most rows, random ones of few.
 LEAST_AGREEMENT_TRAINED = 1.0
 LEAST_AGREEMENT_RANDOM = 0.999
+_SETTING = re.compile(r"HIERA_(?P<name>ENGINE\w*)(?P<value>=)?")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def rendered(row_shape: tuple[int, ...], count: int) -> Iterator[NDArray[np.uint
 
 
 def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
-    """The rows of every image file below `folder`, by path; files that are no images are passed over.
+    """The rows of every image file below `folder`, by path; files that are no images are passed over, and with a word
+    on standard error those that are damaged, too large or cannot be opened.
 
     Raises:
         BuildRefused: the package is of videos, or there is no image.
@@ -80,12 +85,16 @@ def photos(folder: Path, package: Package) -> Iterator[NDArray[np.uint8]]:
         raise BuildRefused(f"{manifest.name} is of videos: pass --rows a number instead of a folder")
     geometry = manifest.preprocessing
     spec = ImageSpec(geometry.resize_short_side, geometry.height, geometry.width, geometry.interpolation, exact=True)
-    found = False
+    limits, found = MediaLimits(), False
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         row = np.empty(manifest.row_shape, np.uint8)
         try:
-            decode_image(path.read_bytes(), spec, MediaLimits(), row)
-        except RequestError:
+            decode_image(read_media(path, limits), spec, limits, row)
+        except UnsupportedMedia:
+            continue
+        except (RequestError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            tqdm.write(f"passed over: {path}: {reason}", file=sys.stderr)
             continue
         found = True
         yield row
@@ -124,10 +133,19 @@ def open_engine(package: Package, options: EngineOptions) -> Engine:
     """The engine that a server with these settings tries first.
 
     Raises:
-        EngineUnavailable: it cannot be had.
+        EngineUnavailable: it cannot be had; the message names flags, `--engine` and others, where a server's names
+            settings.
         PackageError: it cannot load the graph, or disagrees with the golden sample.
     """
-    return build_engine(package, candidates(options)[0], options)
+    try:
+        return build_engine(package, candidates(options)[0], options)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(_SETTING.sub(_flag, str(error))) from error
+
+
+def _flag(setting: re.Match[str]) -> str:
+    """`--engine-device cpu` of HIERA_ENGINE_DEVICE=cpu."""
+    return "--" + setting["name"].lower().replace("_", "-") + (" " if setting["value"] else "")
 
 
 def measure_agreement(engine: Engine, judge: Judge, rows: Iterator[NDArray[np.uint8]], batch: int) -> Agreement:

@@ -37,6 +37,8 @@ HEAD = "head.projection.weight"
 # How names begin that only masked pretraining has beside the encoder, in the three layouts.
 DECODER = ("decoder", "mask_token", "multi_scale_fusion", "multiscale_fusion")
 _SHOWN_NAMES = 8
+# What training scripts put state dicts under: the weights themselves, and running averages of them.
+_ENVELOPES = ("model_state", "state_dict", "model", "model_ema", "state_dict_ema")
 # What wrappers put before every name: DataParallel, torch.compile, Lightning.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
 
@@ -45,13 +47,15 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
 class Checkpoint:
     """Weights under the original names. `pretraining_only` means that no classifier was trained on them.
 
-    `stored` are the same under the file's own names: what the original ones are depends on the variant.
+    `stored` are the same under the file's own names: what the original ones are depends on the variant. `note` says
+    which weights were taken of a file that holds several.
     """
 
     state: State
     layout: Layout
     pretraining_only: bool
     stored: State
+    note: str | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -70,14 +74,15 @@ def read_checkpoint(path: Path, config: HieraConfig) -> Checkpoint:
     Raises:
         CheckpointError: unreadable, with code inside, of none of the four layouts, or with two names for one parameter.
     """
-    stored = _read_tensors(path)
+    stored, note = _read_tensors(path)
     layout = layout_of(stored)
     if layout is None:
         raise CheckpointError(
             f"{path}: not a Hiera checkpoint of a known layout (original, transformers, timm); its first names are "
             f"{_names(sorted(stored))}"
         )
-    return Checkpoint(_original_names(stored, layout, config, str(path)), layout, _is_pretraining_only(stored), stored)
+    state = _original_names(stored, layout, config, str(path))
+    return Checkpoint(state, layout, _is_pretraining_only(stored), stored, note)
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
@@ -154,7 +159,7 @@ def load_classifier(model: Hiera, checkpoint: Checkpoint, source: str) -> None:
     model.load_state_dict(state, assign=True)
 
 
-def _read_tensors(path: Path) -> State:
+def _read_tensors(path: Path) -> tuple[State, str | None]:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: pass the file in it that holds the weights")
     if not path.is_file():
@@ -177,11 +182,16 @@ def _read_tensors(path: Path) -> State:
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint, it may be cut short ({error})") from error
-    # Training scripts wrap the state dict under one of these names.
-    for envelope in ("model_state", "state_dict", "model"):
-        if isinstance(document, dict) and isinstance(document.get(envelope), dict):
-            document = document[envelope]
-            break
+    note = None
+    held = [name for name in _ENVELOPES if isinstance(document, dict) and isinstance(document.get(name), dict)]
+    if held and isinstance(document, dict):
+        others = [name for name in held[1:] if any(isinstance(value, Tensor) for value in document[name].values())]
+        if others:
+            note = (
+                f"{path.name} holds weights under {held[0]} and {' and '.join(others)}: those of {held[0]} are taken; "
+                "to have others, save them alone"
+            )
+        document = document[held[0]]
     if not isinstance(document, dict) or not document:
         raise CheckpointError(f"{path}: holds no state dict")
     wrong = [
@@ -194,7 +204,7 @@ def _read_tensors(path: Path) -> State:
         raise CheckpointError(
             f"{path}: sparse, quantized, complex or without values: {_names(odd)}; save them as plain tensors"
         )
-    return _renamed(document, lambda name: _WRAPPERS.sub("", name), str(path))
+    return _renamed(document, lambda name: _WRAPPERS.sub("", name), str(path)), note
 
 
 def _refuse_damaged(path: Path) -> None:

@@ -14,6 +14,7 @@ from app.repository.manifest import Parity
 from app.repository.store import MANIFEST, Package, PackagePath, discover, latest, open_package
 from export.catalog import VARIANTS, Variant, find_variant
 from export.errors import BuildRefused
+from export.graph_shapes import check_outputs
 
 
 def _say(text: str) -> None:
@@ -175,6 +176,10 @@ def run_tensorrt(options: Namespace) -> int:
 
 def run_inspect(options: Namespace) -> int:
     package = open_package(_package_path(options.package))
+    try:
+        check_outputs(package)
+    except ModuleNotFoundError:
+        _say("onnx is not installed: the manifest was not compared with the graph")
     manifest = package.manifest
     if options.json:
         print(json.dumps(manifest.model_dump(mode="json"), indent=2))

@@ -76,7 +76,7 @@ def make_spec(request: BuildRequest, source: WeightsSource, say: Callable[[str],
     if request.random_seed is not None:
         loaded = _random(variant, request.random_seed, None if labels is None else len(labels))
     elif request.weights is not None:
-        loaded = _from_file(request, request.weights)
+        loaded = _from_file(request, request.weights, say)
     else:
         loaded = _official(variant, source, say)
     say(loaded.notice)
@@ -140,14 +140,19 @@ def rebuild_random(variant: Variant, seed: int, num_classes: int) -> Hiera:
     return random_model(variant.name, seed, samples, num_classes)
 
 
-def load_weights(variant: Variant, path: Path) -> Hiera:
+def load_weights(variant: Variant, path: Path, say: Callable[[str], None] = lambda _: None) -> Hiera:
     """The torch model with a checkpoint's weights: its head as large as theirs, its input the one that they are for.
+
+    Args:
+        say: told which weights are taken of a file that holds several.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
     """
     config = CONFIGS[variant.name]
     checkpoint = read_checkpoint(path, config)
+    if checkpoint.note:
+        say(checkpoint.note)
     with torch.device("meta"):
         model = create_model(variant.name, checkpoint.num_classes, input_size=input_size_of(checkpoint.state, config))
     load_classifier(model, checkpoint, path.name)
@@ -177,7 +182,7 @@ def _official(variant: Variant, source: WeightsSource, say: Callable[[str], None
     say(f"official weights: {source.url(variant.download)}")
     path = fetch(variant.download, source)
     try:
-        model = load_weights(variant, path)
+        model = load_weights(variant, path, say)
     except CheckpointError as error:  # a server that does not say how long a file is may have broken off
         raise CheckpointError(f"{error}\nThis should be the official file: remove {path} to fetch it again") from error
     licence = variant.download.licence
@@ -190,9 +195,9 @@ def _official(variant: Variant, source: WeightsSource, say: Callable[[str], None
     )
 
 
-def _from_file(request: BuildRequest, path: Path) -> _Loaded:
+def _from_file(request: BuildRequest, path: Path, say: Callable[[str], None]) -> _Loaded:
     variant = request.variant
-    model = load_weights(variant, path)
+    model = load_weights(variant, path, say)
     record = read_record(path.with_suffix(".json"))
     licence = RESEARCH_ONLY if variant.demo else OWN_WEIGHTS
     if request.licence is not None:

@@ -10,18 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from export.cli import positive
 from export.hiera import create_model
-from training.classifier import Classifier, add_classifier_arguments, classifier_of, torch_classifier
+from training.archives import ArchiveError
+from training.classifier import Classifier, add_classifier_arguments, classifier_of, load_weights, torch_classifier
 from training.clips import FRAMES, MEAN, SIZE, STD, RenderedBatches, load_photos, normalise
+from training.demo_command import add_recipe_arguments, run_recipe
 from training.loop import LoopSettings, train
-from training.record import accuracy_by_class, add_recipe_arguments, earlier_runs, facts_of, predict, read_labels, save
+from training.record import accuracy_by_class, earlier_runs, facts_of, predict, read_labels, save
 from training.video_files import decoded_files
 
 NAME = "hiera_demo_camera_motion"
+ARCHIVE = "photos256.tar"
 PREPROCESSING = {
     "input_size": [FRAMES, SIZE, SIZE],
     "resize_short_side": SIZE,
@@ -42,10 +44,12 @@ def measure_files(classify: Classifier, held_out: Tensor, clips: int, seed: int)
 
 def _train(options: argparse.Namespace) -> None:
     names = read_labels("camera_motion")
-    photos, held_out = load_photos(options.data / "photos256.tar")
+    photos, held_out = load_photos(options.data / ARCHIVE)
+    if not len(photos):
+        raise ArchiveError(f"{options.data / ARCHIVE} holds one photo, which is held out: more are needed")
     model, twin = create_model(NAME), create_model(NAME)
     if options.initial:
-        model.load_state_dict(load_file(options.initial))
+        load_weights(model, NAME, options.initial)
     batches = RenderedBatches(photos, options.batch, options.seed)
     watched_clips, watched_labels = RenderedBatches(held_out, 500, options.seed + 1)()
     before = earlier_runs(options.initial)
@@ -81,7 +85,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _, held_out = load_photos(options.data / "photos256.tar")
+    _, held_out = load_photos(options.data / ARCHIVE)
     classify = classifier_of(options, NAME, normalise)
     accuracy = measure_files(classify, held_out, options.clips, options.seed)
     print(f"top-1 {accuracy['top1']:.2%} on {accuracy['items']} H.264 files of held-out photos")
@@ -90,17 +94,21 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train and measure, or only measure."""
+    """Train and measure, or only measure.
+
+    Raises:
+        SystemExit: with a message, for whatever the user can mend.
+    """
     parser = argparse.ArgumentParser(prog="python -m training.camera_motion", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with photos256.tar")
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {ARCHIVE}")
     add_recipe_arguments(parser, NAME, batch=32)
     add_classifier_arguments(parser, NAME)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--clips", type=int, default=500, help="H.264 files to measure with")
+    parser.add_argument("--steps", type=positive, default=6000)
+    parser.add_argument("--clips", type=positive, default=500, help="H.264 files to measure with")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    _evaluate(options) if options.action == "evaluate" else _train(options)
+    if options.batch % 2:
+        parser.error(f"argument --batch: {options.batch} is odd, and each scene is in a batch twice")
+    run_recipe(parser, options, _train, _evaluate)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from training import render
+from training.archives import ArchiveError, read_pictures
 from training.loop import Batch
 from training.render import CLASSES, CLIP_SECONDS, PhotoBank
 
@@ -25,19 +23,19 @@ FRAME_RATES = (8.0, 10.0, 12.0, 15.0, 20.0, 24.0, 25.0, 30.0, 30.0, 50.0, 60.0)
 def load_photos(archive: Path) -> tuple[Tensor, Tensor]:
     """Centre squares of the archive's photos, uint8 [P, 3, 256, 256]: (training, held out).
 
-    Every tenth photo in order of name is held out.
+    Every tenth photo in order of name is held out, the first one too.
+
+    Raises:
+        ArchiveError: it cannot be read, or holds no photo or a damaged one.
     """
     squares: dict[str, Tensor] = {}
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc="reading", unit="photo", mininterval=1.0, dynamic_ncols=True):
-            file = tar.extractfile(member) if member.isfile() else None
-            if file is None or not member.name.lower().endswith((".jpg", ".jpeg")):
-                continue
-            photo = Image.open(io.BytesIO(file.read())).convert("RGB")
-            side = min(photo.size)
-            left, top = (photo.width - side) // 2, (photo.height - side) // 2
-            square = photo.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.BICUBIC)
-            squares[member.name] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    for name, photo in read_pictures(archive):
+        side = min(photo.size)
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        square = photo.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.BICUBIC)
+        squares[name] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    if not squares:
+        raise ArchiveError(f"{archive} holds no photos (*.jpg)")
     photos = torch.stack([squares[name] for name in sorted(squares)])
     held_out = torch.arange(len(photos)) % 10 == 0
     return photos[~held_out].contiguous(), photos[held_out].contiguous()

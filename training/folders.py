@@ -3,6 +3,8 @@
     DIR/train/<class>/*  and  DIR/val/<class>/*     the split is the user's
     DIR/<class>/*                                   every tenth file of a class is held out, by a hash of its name
 
+A class's files may stand in folders below, whose names are parts of theirs then.
+
 The hash keeps a file on its side when others come or go, so that a later model may be compared with an earlier one.
 Pictures that are nearly the same (frames of one recording, a series of shots) can come to stand on both sides, which
 flatters: their owner should make `train` and `val`.
@@ -14,6 +16,8 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.commands.file_lists import classes_in
 
 _HELD_OUT = 10  # one in so many
 
@@ -43,7 +47,7 @@ class Folder:
 def read_folder(root: Path) -> Folder:
     """List the files of `root`, by class in the order of their names; none is opened.
 
-    Files and folders whose names begin with a dot are passed over.
+    What counts, `app.commands.file_lists.classes_in` says, as it does to `hiera-serve evaluate`.
 
     Raises:
         FolderError: no class or only one, a class without files or with a name that no labels file can hold, a class in
@@ -56,19 +60,23 @@ def read_folder(root: Path) -> Folder:
     if train.is_dir() and val.is_dir():
         return _read_split(train, val)
     for part in (train, val):
-        if part.is_dir() and _folders(part):
+        if part.is_dir() and classes_in(part):
             raise FolderError(
                 f"{root} holds {part.name}, but not both train and val: make the other one, or pass --data {part} to "
                 "have every tenth file held out"
             )
     files = _read_classes(root)
     classes = tuple(files)
-    chosen = {name: held_out_names([path.name for path in files[name]], _HELD_OUT) for name in classes}
-    every = [File(path, label) for label, name in enumerate(classes) for path in files[name]]
+    training, held_out = [], []
+    for label, name in enumerate(classes):
+        names = {path: str(path.relative_to(root / name)) for path in files[name]}
+        chosen = held_out_names(names.values(), _HELD_OUT)
+        training += [File(path, label) for path in files[name] if names[path] not in chosen]
+        held_out += [File(path, label) for path in files[name] if names[path] in chosen]
     return Folder(
         classes,
-        training=tuple(file for file in every if file.path.name not in chosen[classes[file.label]]),
-        held_out=tuple(file for file in every if file.path.name in chosen[classes[file.label]]),
+        training=tuple(training),
+        held_out=tuple(held_out),
         split="every tenth file of a class, by a hash of its name",
     )
 
@@ -100,9 +108,15 @@ def _read_split(train: Path, val: Path) -> Folder:
 
 def _read_classes(root: Path, least: int = 2) -> dict[str, list[Path]]:
     """Class name to files, both in order of name."""
-    classes = {folder.name: _files(folder) for folder in _folders(root)}
+    classes = {folder.name: list(folder.files) for folder in classes_in(root)}
     if not classes:
         raise FolderError(f"{root} holds no folders: put the files of each class into a folder of the class's name")
+    below = [path for files in classes.values() for path in files]
+    if below and all(path.parent.parent != root for path in below):  # train and validation, say, under other names
+        raise FolderError(
+            f"{root}: the files stand further below, as {below[0].relative_to(root)} does: pass --data the folder that "
+            "holds the folders of the classes"
+        )
     if len(classes) < least:
         raise FolderError(f"{root} holds one class, {next(iter(classes))!r}: there is nothing to tell apart")
     for name, files in classes.items():
@@ -120,11 +134,3 @@ def _fits_labels_file(name: str) -> bool:
     except UnicodeEncodeError:  # bytes of a file system that are no text
         return False
     return name == name.strip() and not {"\n", "\r"} & set(name) and not name.startswith("\ufeff")
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -9,29 +9,31 @@ than CIFAR's images and its object is often smaller: the augmentation covers bot
 from __future__ import annotations
 
 import argparse
-import io
-import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from app.errors import RequestError
 from app.media.image import decode_image
 from app.media.limits import MediaLimits
 from app.media.spec import ImageSpec
 from export.hiera import create_model
-from training.classifier import add_classifier_arguments, classifier_of
+from export.media_files import read_media
+from training.archives import ArchiveError, read_pictures
+from training.classifier import add_classifier_arguments, classifier_of, load_weights
+from training.demo_command import add_recipe_arguments, run_recipe
+from training.flags import within
 from training.loop import Batch, LoopSettings, train
-from training.record import accuracy_by_class, add_recipe_arguments, earlier_runs, facts_of, predict, read_labels, save
+from training.record import accuracy_by_class, earlier_runs, facts_of, predict, read_labels, save
 
 NAME = "hiera_demo_objects"
+ARCHIVE = "cifar10.tar.xz"
 SIZE = 32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,28 +46,38 @@ PREPROCESSING = {
 }
 
 
-def load_cifar10(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def load_cifar10(archive: Path, splits: Sequence[str] = ("train", "test")) -> dict[str, tuple[Tensor, Tensor]]:
     """Read `<split>/<class>/*.jpg` out of the archive.
 
     Returns:
-        For "train" and "test": uint8 images [N, 3, 32, 32] and int64 class ids [N], in order of file name.
+        For each of `splits`: uint8 images [N, 3, 32, 32] and int64 class ids [N], in order of file name.
+
+    Raises:
+        ArchiveError: it cannot be read, or holds something else.
     """
     class_ids = {name: index for index, name in enumerate(read_labels("objects"))}
-    found: dict[str, list[tuple[str, int, np.ndarray[Any, Any]]]] = {"train": [], "test": []}
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc="reading", unit="file", mininterval=1.0, dynamic_ncols=True):
-            file = tar.extractfile(member) if member.name.endswith(".jpg") else None
-            if file is None:
-                continue
-            split, label = Path(member.name).parts[-3:-1]
-            pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
-            found[split].append((member.name, class_ids[label], pixels))
-    splits = {}
+    found: dict[str, list[tuple[str, int, np.ndarray[Any, Any]]]] = {split: [] for split in splits}
+
+    def wanted(name: str) -> bool:
+        parts = name.split("/")
+        return len(parts) >= 3 and parts[-3] in splits
+
+    for name, picture in read_pictures(archive, wanted):
+        split, label = name.split("/")[-3:-1]
+        if label not in class_ids or picture.size != (SIZE, SIZE):
+            raise ArchiveError(
+                f"{archive}: {name} is none of CIFAR-10's images, which have {SIZE}x{SIZE} pixels and stand in folders "
+                f"called {', '.join(class_ids)}"
+            )
+        found[split].append((name, class_ids[label], np.asarray(picture)))
+    read = {}
     for split, items in found.items():
+        if not items:
+            raise ArchiveError(f"{archive} holds no {split}/<class>/*.jpg")
         items.sort(key=lambda item: item[0])
         images = torch.from_numpy(np.stack([pixels for _, _, pixels in items])).permute(0, 3, 1, 2).contiguous()
-        splits[split] = images, torch.tensor([label for _, label, _ in items])
-    return splits
+        read[split] = images, torch.tensor([label for _, label, _ in items])
+    return read
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -76,9 +88,18 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def read_photo(path: Path) -> Tensor:
-    """A photo as the server decodes it: short side to 32 by antialiased bicubic, centre square; uint8 [3, 32, 32]."""
-    row = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-    decode_image(path.read_bytes(), ImageSpec(resize_short_side=SIZE, height=SIZE, width=SIZE), MediaLimits(), row)
+    """A photo as the server decodes it: short side to 32 by antialiased bicubic, centre square; uint8 [3, 32, 32].
+
+    Raises:
+        RequestError: it is no image, damaged or too large; the message names it.
+        OSError: it cannot be opened.
+    """
+    row, limits = np.empty((SIZE, SIZE, 3), dtype=np.uint8), MediaLimits()
+    try:
+        data = read_media(path, limits)
+        decode_image(data, ImageSpec(resize_short_side=SIZE, height=SIZE, width=SIZE), limits, row)
+    except RequestError as error:
+        raise type(error)(f"{path}: {error}") from error
     return torch.from_numpy(row).permute(2, 0, 1)
 
 
@@ -141,13 +162,15 @@ class ShuffledBatches:
 
 def _train(options: argparse.Namespace) -> None:
     names = read_labels("objects")
-    splits = load_cifar10(options.data / "cifar10.tar.xz")
+    splits = load_cifar10(options.data / ARCHIVE)
     images, labels = splits["train"]
     # Every 50th training image watches the run; the test set is looked at once, at the end.
     watched = torch.arange(len(images)) % 50 == 0
+    if watched.all():
+        raise ArchiveError(f"{options.data / ARCHIVE} holds one image to train with: more are needed")
     model, twin = create_model(NAME), create_model(NAME)
     if options.initial:
-        model.load_state_dict(load_file(options.initial))
+        load_weights(model, NAME, options.initial)
     batches = ShuffledBatches(images[~watched], labels[~watched], options.batch, options.seed)
     steps_per_epoch = len(batches.images) / options.batch
     before = earlier_runs(options.initial)
@@ -172,7 +195,7 @@ def _train(options: argparse.Namespace) -> None:
         save(state, facts, options.output)
         return f"held-out {facts['accuracy']['top1']:.1%}"
 
-    settings = LoopSettings(steps=int(options.epochs * steps_per_epoch), minutes=options.minutes)
+    settings = LoopSettings(steps=max(1, int(options.epochs * steps_per_epoch)), minutes=options.minutes)
     settings = settings.scaled(options.rate)
     state, result = train(model, batches, settings, checkpoint)
     facts = record(state, result.steps, "test") | {"loss": round(result.loss, 4)}
@@ -183,29 +206,32 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     names = read_labels("objects")
     classify = classifier_of(options, NAME, normalise)
-    images, truth = load_cifar10(options.data / "cifar10.tar.xz")["test"]
+    photos = [(path.stem, read_photo(path)) for path in options.photos or ()]  # now: the test set takes a while
+    images, truth = load_cifar10(options.data / ARCHIVE, ["test"])["test"]
     accuracy = accuracy_by_class(classify(images).argmax(dim=1), truth, names)
     print(f"top-1 {accuracy['top1']:.2%} on CIFAR-10's {accuracy['items']} test images")
     for name, value in accuracy["per_class"].items():
         print(f"  {name:12s} {value:.1%}")
-    for path in options.photos or ():
-        best = classify(read_photo(path)[None])[0].topk(3)
+    for stem, photo in photos:
+        best = classify(photo[None])[0].topk(3)
         guesses = (f"{names[i]} {p:.0%}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        print(f"{path.stem:40s} {', '.join(guesses)}")
+        print(f"{stem:40s} {', '.join(guesses)}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, test and write the weights and the record; or only test."""
+    """Train, test and write the weights and the record; or only test.
+
+    Raises:
+        SystemExit: with a message, for whatever the user can mend.
+    """
     parser = argparse.ArgumentParser(prog="python -m training.objects", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.tar.xz")
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {ARCHIVE}")
     add_recipe_arguments(parser, NAME, batch=128)
     add_classifier_arguments(parser, NAME)
     parser.add_argument("--photos", type=Path, nargs="*", help="photos for `evaluate` to classify, too")
-    parser.add_argument("--epochs", type=float, default=25.0)
+    parser.add_argument("--epochs", type=within(1e-3), default=25.0)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    _evaluate(options) if options.action == "evaluate" else _train(options)
+    run_recipe(parser, options, _train, _evaluate)
 
 
 if __name__ == "__main__":

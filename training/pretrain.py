@@ -35,10 +35,12 @@ from export.cli import positive
 from export.errors import ExportError
 from export.hiera import CONFIGS
 from training import flags
+from training.folders import FolderError
 from training.loop import Diverged, cosine_factor, multiplies_bfloat16, training_arithmetic
 from training.mae import DecoderConfig, MaskedAutoencoder, load_pretrained, pixel_labels, shuffled_windows
-from training.pictures import Pictures, find_files
+from training.pictures import Pictures, find_files, held_out_files
 from training.record import earlier_runs, facts_of, save
+from training.sound_files import LeftOut
 
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.05
 DROP_PATH = {
@@ -102,20 +104,30 @@ def measure(model: MaskedAutoencoder, pictures: Pictures, normalise: Normalise, 
     """The loss on centre crops under masks that are always the same, in float32.
 
     Returns:
-        "loss", and "trivial", the loss of who says of each hidden token its true mean: everything but its details.
+        "loss", and "trivial", the loss of who says of each hidden token its true mean: everything but its details;
+        "files", how many could be decoded.
+
+    Raises:
+        FolderError: none could.
     """
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    totals, files = torch.zeros(2, dtype=torch.float64), max(1, batch // pictures.clips)
+    totals, measured, files = torch.zeros(2, dtype=torch.float64), 0, max(1, batch // pictures.clips)
     for start in range(0, len(pictures.paths), files):
         chosen = range(start, min(start + files, len(pictures.paths)))
-        x = normalise(torch.cat([pictures.centre(index) for index in chosen]))
+        sound = [clips for index in chosen if (clips := pictures.centre(index)) is not None]
+        if not sound:
+            continue
+        x = normalise(torch.cat(sound))
         order = shuffled_windows(len(x), model.config.windows, generator).to(x.device)
         labels = model.of_hidden(pixel_labels(x, model.pixel_stride, model.config), order)
-        totals += len(chosen) * torch.tensor([model(x, order).item(), labels.square().mean().item()])
+        totals += len(sound) * torch.tensor([model(x, order).item(), labels.square().mean().item()])
+        measured += len(sound)
     model.train()
-    loss, trivial = (totals / len(pictures.paths)).tolist()
-    return {"loss": round(loss, 4), "trivial": round(trivial, 4), "files": len(pictures.paths)}
+    if not measured:
+        raise FolderError("none of the files that are held out can be decoded any more: see above for why")
+    loss, trivial = (totals / measured).tolist()
+    return {"loss": round(loss, 4), "trivial": round(trivial, 4), "files": measured}
 
 
 class Resume:
@@ -186,16 +198,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Pretrain as `options` (of `parse`) say, and write the weights and the record, which is returned.
 
     Raises:
-        ValueError: too few files, a file that cannot be decoded, or settings that do not fit each other.
+        ValueError: too few files, or settings that do not fit each other.
+        FolderError: too many files in a row cannot be decoded.
         Diverged: the loss is no number any more; what the epochs before have left stays.
         CheckpointError: the initial weights do not fit.
     """
     variant, config = find_variant(options.variant), CONFIGS[options.variant]
     paper = VIDEO if config.is_video else IMAGES
-    paths = find_files(options.data, variant.task)
-    # A thousand files show the loss well enough; of a small folder every fiftieth does.
-    watched = paths[:: max(50, len(paths) // 1000)]
-    pictures = Pictures(sorted(set(paths) - set(watched)), variant, paper.clips)
+    left_out = LeftOut()
+    paths = find_files(options.data, variant.task, left_out)
+    watched = held_out_files(Pictures(paths, variant, paper.clips, 0, left_out))
+    pictures = Pictures(sorted(set(paths) - set(watched)), variant, paper.clips, left_out=left_out)
     steps_per_epoch = len(pictures.paths) // (options.batch // paper.clips) if options.batch >= paper.clips else 0
     if steps_per_epoch == 0:
         raise ValueError(
@@ -225,7 +238,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     resume = Resume(options.output, facts)
     losses, seconds_before = resume.load(model, optimiser)
     normalise = Normalise(variant, device)
-    watched_pictures = Pictures(watched, variant, paper.clips)
+    watched_pictures = Pictures(watched, variant, paper.clips, left_out=left_out)
     before, started = earlier_runs(options.initial), time.monotonic()
     done, steps = len(losses), epochs * steps_per_epoch
     rates = (
@@ -248,6 +261,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "epochs": epoch + 1,
                 "losses": losses,
                 "held_out": held_out,
+                "left_out": left_out.listed(),
                 "earlier_runs": before,
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
@@ -301,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     try:
         record = run(options)
-    except (ValueError, Diverged, ExportError, OSError) as error:
+    except (ValueError, FolderError, Diverged, ExportError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("interrupted: the same command goes on after the last epoch that was over") from None

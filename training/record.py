@@ -16,20 +16,8 @@ from torch import Tensor
 LABELS = Path(__file__).parent / "labels"
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, name: str, batch: int) -> None:
-    """What `train` of every recipe takes, but for how long it lasts."""
-    parser.add_argument("action", nargs="?", choices=("train", "evaluate"), default="train")
-    parser.add_argument("--output", type=Path, default=Path(f"{name}.safetensors"), help="what `train` writes")
-    parser.add_argument("--minutes", type=float, help="end by the clock instead, at the latest after all steps")
-    parser.add_argument("--initial", type=Path, help="start from these weights instead of random ones")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates, to go on with a run")
-    parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-
-
 def facts_of(options: argparse.Namespace, steps: int, seconds: float) -> dict[str, Any]:
-    """What `options` (of `add_recipe_arguments`) and the run so far add to a record."""
+    """What `options` (those that every training command has) and the run so far add to a record."""
     return {
         "steps": steps,
         "seconds": round(seconds, 1),

@@ -29,8 +29,10 @@ from app.media.spec import ImageSpec, MediaSpec, row_shape
 from app.media.video import decode_video
 from app.repository.manifest import Preprocessing, Sampling
 from app.serving.model import media_spec
+from export.media_files import read_media
 from export.parity import normalise
 from training.folders import File
+from training.sound_files import LeftOut, draw_sound
 
 Pixels = NDArray[np.uint8]
 _LIMITS = MediaLimits()
@@ -77,9 +79,9 @@ def read_row(path: Path, spec: MediaSpec, clips: int = 1, clip: int = 0) -> tupl
 
     Raises:
         RequestError: it is not what is wanted, damaged, or too large.
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is no regular file.
     """
-    data = path.read_bytes()
+    data = read_media(path, _LIMITS)
     rows = np.empty((clips, *row_shape(spec)), np.uint8)
     if isinstance(spec, ImageSpec):
         info = decode_image(data, spec, _LIMITS, rows[0])
@@ -159,25 +161,38 @@ class _Examined(Dataset["int | str"]):
 
 
 class _Rows(Dataset[tuple[Tensor, int]]):
-    """Normalised rows, float32 [3, (T,) H, W], and their labels; of draw number n, if they are cut by chance."""
+    """Normalised rows, float32 [3, (T,) H, W], and their labels; of draw number n, if they are cut by chance.
+
+    What is cut by chance may lie where nobody has looked yet: of a file that is damaged there, another takes the place.
+    """
 
     def __init__(
         self, files: Sequence[ReadableFile], shape: Shape, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self.files, self.shape, self.augmentation, self.seed = files, shape, augmentation, seed
+        self.paths, self.left_out = [file.path for file in files], LeftOut()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, draw: int) -> tuple[Tensor, int]:
         epoch, index = divmod(draw, len(self.files))
-        file = self.files[index]
         if self.augmentation is None:
-            row, _ = read_row(file.path, self.shape.spec)
+            row, label = self._served(self.files[index])
         else:  # by the numbers alone, whichever worker it falls to
-            rng = np.random.default_rng((self.seed, epoch, index))
-            row = draw_row(file, self.shape.spec, self.augmentation, rng)
-        return normalise(row[None], self.shape.preprocessing)[0], file.label
+            rng, augmentation = np.random.default_rng((self.seed, epoch, index)), self.augmentation
+
+            def cut(at: int) -> tuple[Pixels, int]:
+                return draw_row(self.files[at], self.shape.spec, augmentation, rng), self.files[at].label
+
+            row, label = draw_sound(cut, index, self.paths, rng, self.left_out)
+        return normalise(row[None], self.shape.preprocessing)[0], label
+
+    def _served(self, file: ReadableFile) -> tuple[Pixels, int]:
+        try:
+            return read_row(file.path, self.shape.spec)[0], file.label
+        except RequestError as error:  # it was read before, so it has changed
+            raise type(error)(f"{file.path}: {error}") from error
 
 
 class _Shuffled(Sampler[int]):
@@ -197,13 +212,21 @@ class _Shuffled(Sampler[int]):
 def served_rows(
     files: Sequence[ReadableFile], shape: Shape, batch: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows that the server would make, in order: (normalised float32 [B, 3, (T,) H, W], int64 labels [B])."""
+    """The rows that the server would make, in order: (normalised float32 [B, 3, (T,) H, W], int64 labels [B]).
+
+    Raises:
+        RequestError, OSError: a file cannot be decoded any more; the message names it.
+    """
     return iter(DataLoader(_Rows(files, shape), batch_size=batch, num_workers=workers))
 
 
 def training_rows(
     files: Sequence[ReadableFile], shape: Shape, augmentation: Augmentation, batch: int, workers: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless rows cut by chance, each epoch in a new order: as `served_rows` gives them. `seed` tells all of it."""
+    """Endless rows cut by chance, each epoch in a new order: as `served_rows` gives them. `seed` tells all of it.
+
+    Raises:
+        FolderError: too many files in a row cannot be decoded.
+    """
     rows = _Rows(files, shape, augmentation, seed)
     return iter(DataLoader(rows, batch_size=batch, sampler=_Shuffled(len(files), seed), num_workers=workers))

@@ -66,6 +66,8 @@ def starting_model(
         weights, licence = fetch(variant.download, source), variant.download.licence
     config = CONFIGS[variant.name]
     checkpoint = read_checkpoint(weights, config)
+    if checkpoint.note:
+        say(checkpoint.note)
     model = create_model(variant.name, len(classes), drop_path, input_size_of(checkpoint.state, config))
     state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(DECODER)}
     kept = checkpoint.num_classes == len(classes) and _labels_beside(weights) == classes

@@ -127,7 +127,8 @@ def judges(data: Data) -> Tensor:
     of_class: dict[int, list[str]] = {}
     for file, name in zip(data.training, names, strict=True):
         of_class.setdefault(file.label, []).append(name)
-    chosen = {label: held_out_names(some, _JUDGES) for label, some in of_class.items()}
+    # Files of several folders may share a name: they go together, and never all of a class.
+    chosen = {label: held_out_names(set(some), _JUDGES) for label, some in of_class.items()}
     return torch.tensor([name in chosen[file.label] for file, name in zip(data.training, names, strict=True)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import InvalidParameter
@@ -14,18 +14,21 @@ from app.load.request import shown
 # In the order of the 1,000 classes, which is that of the ids.
 _SYNSETS = Path(__file__).parent / "imagenet_synsets.txt"
 _SYNSET = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _NAMED = 5  # folders that a message names
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Folder name to class ids (two where two classes have one label), and how they were told."""
+    """Folder name to class ids (two where two classes have one label), and how they were told. `titles` are what people
+    call those folders whose names tell them nothing."""
 
     ids: Mapping[str, frozenset[int]]
     how: str
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
-def match_classes(folders: Sequence[str], labels: Sequence[str]) -> ClassNames:
+def match_classes(folders: Sequence[str], labels: Sequence[str], *, by_order: bool = True) -> ClassNames:
     """Tell classes from the names of folders: by label, where `_` may stand for a blank and case does not count; by
     ImageNet's synset ids where there are 1,000 classes; else, if there are as many folders as classes and no folder is
     called like one, by their order, as torchvision's ImageFolder does.
@@ -33,6 +36,7 @@ def match_classes(folders: Sequence[str], labels: Sequence[str]) -> ClassNames:
     Args:
         folders: their names, sorted.
         labels: of the model, in the head's order.
+        by_order: whether their order may tell them.
 
     Raises:
         InvalidParameter: a folder stands for no class. The message names folders.
@@ -44,7 +48,7 @@ def match_classes(folders: Sequence[str], labels: Sequence[str]) -> ClassNames:
         return ClassNames({name: found for name, found in ids.items() if found}, "by name")
     if len(labels) == 1000 and all(map(_SYNSET.fullmatch, folders)):
         return _by_synset(folders)
-    if len(unknown) < len(folders):
+    if len(unknown) < len(folders) or not by_order:
         raise InvalidParameter(f"{_listed(unknown)}: no such class")
     if len(folders) == len(labels):
         return ClassNames({name: frozenset([place]) for place, name in enumerate(folders)}, "by the order of names")
@@ -52,6 +56,22 @@ def match_classes(folders: Sequence[str], labels: Sequence[str]) -> ClassNames:
         f"{_listed(unknown)}: no such class; names that are no labels are told by their order, but only if there are "
         f"as many as classes ({len(labels):,}), and not {len(folders):,}"
     )
+
+
+def match_numbers(words: Sequence[str], labels: Sequence[str]) -> ClassNames:
+    """Tell classes from a list's words: all of them numbers, from 0 in the head's order, or names as `match_classes`
+    takes them, though never by their order. Numbers that are labels are names.
+
+    Raises:
+        InvalidParameter: a word stands for no class.
+    """
+    if set(words) <= set(labels) or not all(map(_NUMBER.fullmatch, words)):
+        return match_classes(words, labels, by_order=False)
+    unknown = [word for word in words if int(word) >= len(labels)]
+    if unknown:
+        raise InvalidParameter(f"{_listed(unknown)}: no such class; the model has {len(labels):,}, numbered from 0")
+    ids = {word: frozenset([int(word)]) for word in words}
+    return ClassNames(ids, "by number", {word: f"{word} {labels[int(word)]}" for word in words})
 
 
 def _by_synset(folders: Sequence[str]) -> ClassNames:

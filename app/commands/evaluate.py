@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from app.commands.accuracy import TOP, Score, Scores, interval, score
 from app.commands.answer_lines import json_line, results_file, write_answers
-from app.commands.class_names import ClassNames, match_classes
-from app.commands.file_lists import ClassFolder, class_folders
+from app.commands.class_names import ClassNames, match_classes, match_numbers
+from app.commands.file_lists import ClassFolder, class_folders, listed_classes
 from app.commands.local_model import default_model, first_choice, task_of_model
 from app.commands.many_files import ManyFiles, add_view_flags
 from app.commands.setting_flags import add_repository_flag, settings_here
@@ -34,10 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure a model's accuracy on a folder of folders, one for each class and called like it, with the server's "
         "own decoders, model and engine: what the same files would get over HTTP. Folders may also carry ImageNet's "
-        "synset ids, or be as many as the classes, in their order. A file that cannot be classified is counted by "
-        "itself, and the exit status is 1 then."
+        "synset ids, or be as many as the classes, in their order. Where files stand otherwise, --labels names a list "
+        "of them. A file that cannot be classified is counted by itself, and the exit status is 1 then."
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds a folder of files for each class")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="measure the files that are named there: a path below FOLDER and a class a line, which is a number from 0 "
+        "or a name (ImageNet's val.txt, csv)",
+    )
     parser.add_argument(
         "--task", choices=("image", "video"), help="which files count (told from --model or their names' endings)"
     )
@@ -62,10 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_here(arguments)
     packages = settings.model_repository
     task = arguments.task or (task_of_model(packages, arguments.model) if arguments.model else None)
-    folders = class_folders(arguments.folder, task)
+    if arguments.labels is None:
+        folders = class_folders(arguments.folder, task)
+    else:
+        folders = listed_classes(arguments.folder, arguments.labels)
     task = task or _task_of(folders)
     manifest = first_choice(packages, task, arguments.model or default_model(settings, task))
-    names = match_classes([each.name for each in folders], read_labels(packages / manifest.name / LABELS))
+    names = _classes_of(folders, arguments.labels, read_labels(packages / manifest.name / LABELS))
     folder_of = {str(file): each.name for each in folders for file in each.files}
 
     allow_open_files()
@@ -84,10 +94,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if scores.failed else 0
 
 
+def _classes_of(folders: Sequence[ClassFolder], listed: Path | None, labels: Sequence[str]) -> ClassNames:
+    words = [each.name for each in folders]
+    if listed is None:
+        return match_classes(words, labels)
+    try:
+        return match_numbers(words, labels)
+    except InvalidParameter as error:
+        raise InvalidParameter(f"{shown(listed)}: {error}") from error
+
+
 def _task_of(folders: Sequence[ClassFolder]) -> Task:
     tasks = {task_of(file) for each in folders for file in each.files}
     if len(tasks) > 1:
-        raise InvalidParameter("the folders hold photos and videos: say which count with --task image or --task video")
+        raise InvalidParameter("there are photos and videos: say which count with --task image or --task video")
     return tasks.pop()
 
 
@@ -170,10 +190,10 @@ def _print(scores: Scores, names: ClassNames, manifest: Manifest) -> None:
     print(text_table(("right", "share", "95% interval", "files"), rows))
     for each in manifest.accuracy if manifest.version == model["version"] else ():
         print(f"the package says: {each.top1:.1f}% top-1 on {each.dataset} ({each.how})")
-    _print_worst(scores)
+    _print_worst(scores, names)
 
 
-def _print_worst(scores: Scores) -> None:
+def _print_worst(scores: Scores, names: ClassNames) -> None:
     missed = {name: each for name, each in scores.by_folder.items() if each.top1 < each.files}
     worst = sorted(missed, key=lambda name: missed[name].top1 / missed[name].files)[:_WORST]
     if not worst:
@@ -183,7 +203,8 @@ def _print_worst(scores: Scores) -> None:
         each = missed[name]
         label, files = each.taken_for.most_common(1)[0]
         often = f"{label} ({files / each.files:.0%})"
-        rows.append((shown(Path(name)), f"{each.top1 / each.files:.1%}", f"{each.files:,}", often))
+        title = shown(Path(names.titles.get(name, name)))
+        rows.append((title, f"{each.top1 / each.files:.1%}", f"{each.files:,}", often))
     print()
     print(text_table(("least often right", "top-1", "files", "most often taken for"), rows))
 

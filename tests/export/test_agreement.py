@@ -154,6 +154,20 @@ def test_photos_are_decoded_as_the_server_does_and_other_files_passed_over(objec
     assert rows[1][16, 16].tolist() == [200, 30, 10]
 
 
+def test_photos_that_cannot_be_decoded_are_named(
+    objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (60, 40), (200, 30, 10)).save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
+    with (tmp_path / "c.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # a hole, which no memory would hold
+    (tmp_path / "readme.txt").write_text("no photo")
+    assert len(list(photos(tmp_path, open_package(PackagePath("hiera_demo_objects", 1, objects))))) == 1
+    damaged, large = capsys.readouterr().err.splitlines()
+    assert damaged.startswith(f"passed over: {tmp_path}/b.jpg: the jpeg image is cut short")
+    assert large.startswith(f"passed over: {tmp_path}/c.jpg: the file has 1,099,511,627,776 bytes")
+
+
 def test_a_folder_without_photos_and_a_package_of_videos_are_refused(
     objects: Path, camera_motion: Path, tmp_path: Path
 ) -> None:
@@ -210,3 +224,19 @@ def test_rows_that_are_neither_a_number_nor_a_folder_are_refused(
 def test_an_engine_is_not_passed_over_in_silence(objects: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(objects), "--engine", "tensorrt"]) == 1
     assert "--engine goes with --rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "tensorrt", "--engine-device", "cpu"], "leave --engine-device at auto, or name cuda"),
+        (["--engine", "openvino", "--engine-device", "cuda:0"], "--engine openvino, --engine-device cuda:0: OpenVINO"),
+    ],
+)
+def test_what_an_engine_lacks_is_told_in_the_commands_own_flags(
+    objects: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["verify", str(objects), "--rows", "2", *flags]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "HIERA_" not in said

@@ -217,6 +217,14 @@ def test_own_weights_carry_no_claims_that_are_not_known(weights: Path) -> None:
     assert (demo.licence, demo.commercial_use) == ("research use only", False)
 
 
+def test_a_build_says_which_of_several_weights_it_takes(tmp_path: Path) -> None:
+    state = create_model(OBJECTS.name).state_dict()
+    torch.save({"model": state, "model_ema": state}, tmp_path / "mine.pth")
+    said: list[str] = []
+    make_spec(BuildRequest(OBJECTS, weights=tmp_path / "mine.pth"), NOWHERE, said.append)
+    assert any("those of model are taken" in line for line in said)
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_own_weights_have_the_terms_that_their_owner_names(weights: Path, allowed: bool) -> None:
     for variant in (OBJECTS, replace(OBJECTS, demo=False)):

@@ -103,6 +103,23 @@ def test_every_layout_loads_to_equal_weights(layout: str, state: State, tmp_path
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("averaged", ["model_ema", "state_dict_ema"])
+def test_which_of_several_weights_are_taken_is_said(micro_state: State, tmp_path: Path, averaged: str) -> None:
+    others = {name: tensor + 1 for name, tensor in micro_state.items()}
+    said: list[str] = []
+    torch.save({averaged: others, "model": micro_state, "epoch": 3}, tmp_path / "mine.pth")
+    loaded = load_weights(find_variant(MICRO), tmp_path / "mine.pth", said.append).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in micro_state.items())
+    assert len(said) == 1
+    assert f"mine.pth holds weights under model and {averaged}: those of model are taken" in said[0]
+    # Alone, or beside what are no weights, there is nothing to say.
+    for document in ({averaged: others}, {"model_state": others, "model": {"name": MICRO}}):
+        torch.save(document, tmp_path / "alone.pth")
+        loaded = load_weights(find_variant(MICRO), tmp_path / "alone.pth", said.append).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in others.items())
+    assert len(said) == 1
+
+
 def test_layouts_are_told_apart_by_their_names(state: State) -> None:
     assert layout_of(state) == "original"
     assert layout_of(in_timm_layout(state)) == "timm"

@@ -41,7 +41,9 @@ def test_a_serving_environment_can_list_and_inspect_and_is_told_what_else_needs(
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert run("list").returncode == 0
-    assert run("inspect", str(repository / "hiera_demo_objects")).returncode == 0
+    inspected = run("inspect", str(repository / "hiera_demo_objects"))
+    assert inspected.returncode == 0
+    assert "onnx is not installed: the manifest was not compared with the graph" in inspected.stderr
     refused = run("build", "hiera_tiny_224")
     assert refused.returncode == 1
     assert "pip install 'hiera-serve[export]'" in refused.stderr
@@ -107,6 +109,30 @@ def test_a_model_may_be_called_a_number(objects: Path, tmp_path: Path, capsys: p
     assert f"{model / '7'}: no such package" in failure(capsys, "inspect", str(model / "7"))
     (model / "notes").mkdir()
     assert f"{model / 'notes'}: holds no package" in failure(capsys, "inspect", str(model / "notes"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"feature_dim": 7}, "feature_dim is 7, and the graph's features have "),
+        (
+            {"outputs": ["probabilities"]},
+            "outputs are probabilities, and the graph has probabilities, logits, features",
+        ),
+        ({"outputs": ["logits", "probabilities", "features"]}, "outputs are logits, probabilities, features, and"),
+        ({"outputs": [], "feature_dim": 7}, "outputs are none, and the graph has probabilities, logits, features; fea"),
+    ],
+)
+def test_a_manifest_that_the_graph_contradicts_is_told(
+    changed: dict[str, object], message: str, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(objects.parent, tmp_path / objects.parent.name)
+    manifest = json.loads((model / "1" / "model.json").read_text())
+    (model / "1" / "model.json").write_text(json.dumps(manifest | changed))
+    for more in ([], ["--json"]):
+        said = failure(capsys, "inspect", str(model), *more)
+        assert "manifest and graph disagree: " + message in said
+    assert capsys.readouterr().out == ""
 
 
 TERMINATED_WHILE_IT_WRITES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,84 @@ def test_what_cannot_be_measured_is_said_before_anything_is(
         assert done.stdout == ""
         assert message in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Four photos in one folder: two of red, one of green, one of blue that its list calls red."""
+    flat = tmp_path / "flat"
+    (flat / "below").mkdir(parents=True)
+    for name, colour in (("a b.jpg", RED), ("c.jpg", RED), ("below/d.jpg", GREEN), ("e", BLUE), ("unlisted.jpg", BLUE)):
+        (flat / name).write_bytes(image_of(colour))
+    return flat
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("a b.jpg 0\nc.jpg 0\n\nbelow/d.jpg  1\ne 0\n", "by number"),
+        ('path,label\r\na b.jpg,red\r\nc.jpg, RED\r\n./below/d.jpg,green\r\n"e",red\r\nc.jpg,RED\r\n', "by name"),
+        ("\ufeffa b.jpg\tred\nc.jpg\tRed\nbelow/d.jpg\tgreen\ne\tred", "by name"),
+    ],
+    ids=["val.txt", "csv", "tabs"],
+)
+def test_a_list_says_of_what_class_files_are(
+    colour_repository: Path, flat: Path, tmp_path: Path, lines: str, told: str
+) -> None:
+    (tmp_path / "val.txt").write_text(lines)
+    document = measured(flat, colour_repository, "--labels", tmp_path / "val.txt")
+    assert document["classes_told"] == told
+    assert (document["files"], document["top1"], document["failed"]) == (4, 0.75, 0)
+    assert [each["class_ids"] for each in document["folders"].values() if each["taken_for"]] == [[0]]
+    assert sum(each["files"] for each in document["folders"].values()) == 4
+
+
+def test_people_get_the_labels_of_a_lists_numbers(colour_repository: Path, flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("a b.jpg 0\ne 0\n")
+    done = hiera_serve("evaluate", flat, "--labels", tmp_path / "val.txt", model_repository=colour_repository)
+    assert done.returncode == 0
+    assert "2 files of 1 classes, told by number" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["0", "red", "50.0%", "2", "blue", "(50%)"]
+
+
+def test_what_is_wrong_with_a_list_is_said_with_the_line(colour_repository: Path, flat: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "val.txt"
+    for lines, message in (
+        ("c.jpg 0\ngone.jpg 0\n", f"{listed}, line 2: {flat} has no file gone.jpg"),
+        ("c.jpg 0\nbelow 1\n", f"{listed}, line 2: {flat} has no file below"),
+        ("c.jpg 0\n\n490\n", f"{listed}, line 3: a path and a class are wanted"),
+        ("c.jpg,red,1\n", f"{listed}, line 1: a path and a class are wanted"),
+        ("c.jpg," + 200_000 * "r" + "\n", f"{listed}, line 1: a path and a class are wanted"),
+        ("c.jpg,\n", f"{listed}, line 1: a path and a class are wanted"),
+        ("c.jpg 0\ne 2\n./c.jpg 1\n", f"{listed}, line 3: c.jpg has another class in a line before"),
+        ("c.jpg 3\n", f"{listed}: 3: no such class; the model has 3, numbered from 0"),
+        ("c.jpg red\ne bleu\n", f"{listed}: bleu: no such class"),
+        ("c.jpg -1\ne red\n", f"{listed}: -1: no such class"),
+        ("gone.jpg label\n", f"{listed}: the list is empty"),
+        ("\n", f"{listed}: the list is empty"),
+        ("\0 0\n", f"{listed}, line 1: {flat} has no file \\x00"),
+        ("\x1b[31m 0\n", f"{listed}, line 1: {flat} has no file \\x1b[31m"),
+    ):
+        listed.write_text(lines)
+        done = hiera_serve("evaluate", flat, "--labels", listed, model_repository=colour_repository)
+        assert done.returncode == 1, lines
+        assert done.stdout == ""
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    listed.write_text("c.jpg 0\n")
+    for folder, labels, message in (
+        (flat, tmp_path / "gone.txt", "gone.txt: No such file or directory"),
+        (flat, tmp_path, "it is no regular file"),
+        (tmp_path / "gone", listed, "gone: no such folder"),
+    ):
+        done = hiera_serve("evaluate", folder, "--labels", labels, model_repository=colour_repository)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert message in done.stderr
+
+
+def test_names_of_a_list_need_not_be_text(colour_repository: Path, flat: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(flat) + b"/\xff.jpg"
+    with open(odd, "wb") as file:
+        file.write(image_of(RED))
+    (tmp_path / "val.txt").write_bytes(b"\xff.jpg 0\n")
+    assert measured(flat, colour_repository, "--labels", tmp_path / "val.txt")["top1"] == 1.0

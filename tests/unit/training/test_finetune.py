@@ -159,6 +159,14 @@ def test_a_fifth_of_what_is_left_to_train_with_chooses_the_strength(tmp_path: Pa
     assert 0.17 < float(judges(data).float().mean()) < 0.23
 
 
+def test_files_that_share_a_name_leave_some_to_fit_with(tmp_path: Path) -> None:
+    """Of a class, judges are never all: also where every file is called alike, or has one of two names."""
+    for names in (["1.jpg"], ["1.jpg", "2.jpg"], [f"{index}.jpg" for index in range(7)]):
+        files = [ReadableFile(tmp_path / str(folder) / name, 0, 32) for folder in range(10) for name in names]
+        chosen = judges(Data(("blue",), files, [], [], Shape(find_variant(OBJECTS).preprocessing)))
+        assert 0 <= int(chosen.sum()) < len(files)
+
+
 def test_what_is_left_of_a_whole_run_are_the_averaged_weights(tmp_path: Path) -> None:
     start = create_model(OBJECTS, 2)
     files = readable(read_folder(colours(tmp_path / "data", "jpg")).training)

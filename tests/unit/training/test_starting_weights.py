@@ -155,3 +155,11 @@ def test_without_weights_the_official_ones_are_fetched(state: State, tmp_path: P
     start = starting_model(published, None, ("cat", "dog"), 0.0, source, said.append)
     assert start.licence == "CC-BY-NC-4.0"
     assert torch.equal(start.model.norm.weight, state["norm.weight"])
+
+
+def test_which_of_several_weights_it_starts_from_is_said(state: State, tmp_path: Path) -> None:
+    torch.save({"model": state, "model_ema": state}, tmp_path / "mine.pth")
+    said: list[str] = []
+    source = WeightsSource(tmp_path / "cache", NOWHERE)
+    starting_model(find_variant(NAME), tmp_path / "mine.pth", ("cat", "dog"), 0.0, source, said.append)
+    assert any("those of model are taken" in line for line in said)

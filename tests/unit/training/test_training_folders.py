@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.file_lists import class_folders
 from training.folders import FolderError, held_out_names, read_folder
 
 
@@ -45,6 +46,22 @@ def test_a_file_keeps_its_side_when_others_come() -> None:
     assert before == after & set(names[:200])
 
 
+def test_files_in_folders_below_are_of_the_class_and_known_by_their_whole_names(tmp_path: Path) -> None:
+    files = [f"{name}/{below}/1.jpg" for name in ("ant", "cat") for below in range(300)]
+    folder = read_folder(fill(tmp_path, [*files, "cat/2.jpg", "cat/.thumbs/3.jpg", "cat/0/.4.jpg"]))
+    listed = {str(file.path.relative_to(tmp_path)) for file in (*folder.training, *folder.held_out)}
+    assert listed == {*files, "cat/2.jpg"}
+    assert 35 < len(folder.held_out) < 95
+
+
+def test_evaluate_counts_the_same_files(tmp_path: Path) -> None:
+    fill(tmp_path, ["b/x/1.jpg", "b/2.png", "b/.3.jpg", "b/.x/4.jpg", "a/._5.jpg", "a/6.jpg", ".c/7.jpg", "8.jpg"])
+    folder = read_folder(tmp_path)
+    trained = sorted(file.path for file in (*folder.training, *folder.held_out))
+    assert [str(path.relative_to(tmp_path)) for path in trained] == ["a/6.jpg", "b/2.png", "b/x/1.jpg"]
+    assert sorted(path for each in class_folders(tmp_path, "image") for path in each.files) == trained
+
+
 @pytest.mark.parametrize("one_in", [1, 2, 10, 10**12])
 def test_neither_side_of_a_class_is_empty_but_of_a_single_file(one_in: int) -> None:
     assert held_out_names(["a"], one_in) == set()
@@ -59,7 +76,8 @@ def test_neither_side_of_a_class_is_empty_but_of_a_single_file(one_in: int) -> N
         (["photo.jpg"], "holds no folders"),
         (["cat/1.jpg", "cat/2.jpg"], "one class, 'cat'"),
         (["cat/1.jpg", "dog/.hidden"], "dog holds no files"),
-        (["cat/1.jpg", "dog/deeper/1.jpg"], "dog holds no files"),
+        (["cat/1.jpg", "dog/.deeper/1.jpg"], "dog holds no files"),
+        (["training/cat/1", "training/dog/1", "validation/cat/2"], "further below, as training/cat/1 does"),
         (["cat/1.jpg", " dog/1.jpg"], "a labels file can't hold it"),
         (["cat/1.jpg", "hot\ndog/1.jpg"], "a labels file can't hold it"),
         (["cat/1.jpg", "hot\rdog/1.jpg"], "a labels file can't hold it"),

@@ -17,8 +17,9 @@ from app.media.limits import MediaLimits
 from app.media.pool import MediaPool
 from app.repository.manifest import read_manifest
 from app.repository.store import MANIFEST, discover, latest
-from app.serving.admission import Admission, Peers
+from app.serving.admission import Admission
 from app.serving.changes import Administer
+from app.serving.demand import Peers
 from app.serving.deployment import ServingOptions
 from app.serving.registry import ModelRegistry
 from app.serving.remote import RemoteModels

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import replace
 
 from app.errors import Overloaded
-from app.serving.backlog import Backlog, Lane, Place
+from app.serving.backlog import Backlog, Place
+from app.serving.demand import NOTHING, Demand, InFlight, Peers
 
 # A refused caller that came back at once would only be refused again.
 _MIN_RETRY_S = 0.05
@@ -29,33 +29,6 @@ _OVERTAKEN_HEADROOM = 1.5
 # Where there are several callers, each may hold this many times what is left free (dynamic thresholds, Choudhury and
 # Hahne 1998): one alone two thirds of the room, two together two fifths each, and a newcomer always finds some.
 _HELD_TO_FREE = 2
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """What has been admitted and not released."""
-
-    rows: int
-    bytes: int
-
-
-NOTHING = InFlight(0, 0)
-
-
-class Peers(Protocol):
-    """Other processes that admit work for the same engines."""
-
-    def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None:
-        """This process has `mine` in flight, which is so many seconds of work by device."""
-        ...
-
-    def in_flight(self) -> InFlight:
-        """What the others have in flight."""
-        ...
-
-    def backlog_s(self, device: str) -> float:
-        """Seconds of the others' work on `device`."""
-        ...
 
 
 class Admission:
@@ -107,62 +80,47 @@ class Admission:
         with self._lock:
             return self._all_s(device)
 
-    def admit(
-        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0, caller: str = ""
-    ) -> Reservation:
+    def admit(self, demand: Demand) -> Reservation:
         """Reserve room for a request.
-
-        Args:
-            rows: rows that it will submit, as far as is known yet.
-            nbytes: bytes of its upload and of its rows, likewise.
-            deadline: when its answer must be there, by the clock.
-            decode_s: predicted seconds from now until its rows are decoded.
-            caller: who asks; "" where nobody is told apart.
 
         Raises:
             Overloaded: no room, or the predicted wait ends after the deadline; `retry_after_s` says when it would fit.
         """
-        reservation = Reservation(self, lane, caller, deadline)
-        self._reserve(reservation, rows, nbytes, decode_s)
+        reservation = Reservation(self, replace(demand, rows=0, nbytes=0))
+        self._reserve(reservation, demand)
         return reservation
 
-    def refusal(
-        self, lane: Lane, *, rows: int, nbytes: int, deadline: float, decode_s: float = 0.0, caller: str = ""
-    ) -> Overloaded | None:
+    def refusal(self, demand: Demand) -> Overloaded | None:
         """What `admit` would raise now; nothing is reserved. A refusal counts as one."""
         with self._lock:
-            refusal = self._refusal(lane, caller, rows, nbytes, deadline, decode_s)
+            refusal = self._refusal(demand)
         if refusal is None:
             return None
         reason, error = refusal
-        self._on_reject(lane.model, reason)
+        self._on_reject(demand.lane.model, reason)
         return error
 
-    def _reserve(self, reservation: Reservation, rows: int, nbytes: int, decode_s: float | None) -> None:
-        """`decode_s` is None where no deadline is asked about."""
-        lane = reservation.lane
+    def _reserve(self, reservation: Reservation, more: Demand) -> None:
         with self._lock:
             if reservation.released:
                 return
-            deadline = None if decode_s is None else reservation.deadline
-            refusal = self._refusal(lane, reservation.caller, rows, nbytes, deadline, decode_s or 0.0)
+            refusal = self._refusal(more)
             if refusal is None:
+                held = reservation.held
+                reservation.held = replace(held, rows=held.rows + more.rows, nbytes=held.nbytes + more.nbytes)
                 if reservation.place is not None:
-                    self._backlog.grow(reservation.place, rows)
+                    self._backlog.grow(reservation.place, more.rows)
                 elif not reservation.aside:
-                    reservation.place = self._backlog.join(lane, reservation.caller, rows, reservation.deadline)
-                reservation.rows += rows
-                reservation.nbytes += nbytes
-                self._count(reservation.caller, rows, nbytes)
+                    self._join(reservation)
+                self._count(more.caller, more.rows, more.nbytes)
         if refusal is not None:
             reason, error = refusal
-            self._on_reject(lane.model, reason)
+            self._on_reject(more.lane.model, reason)
             raise error
 
-    def _refusal(
-        self, lane: Lane, caller: str, rows: int, nbytes: int, deadline: float | None, decode_s: float
-    ) -> tuple[str, Overloaded] | None:
-        held = self._held.setdefault(caller, NOTHING)
+    def _refusal(self, demand: Demand) -> tuple[str, Overloaded] | None:
+        lane, rows, nbytes = demand.lane, demand.rows, demand.nbytes
+        held = self._held.setdefault(demand.caller, NOTHING)
         others = NOTHING if self._peers is None else self._peers.in_flight()
         total_rows, total_bytes = self._total_rows + others.rows, self._total_bytes + others.bytes
         if total_rows == 0 and total_bytes == 0:
@@ -178,14 +136,11 @@ class Admission:
         free = InFlight(self._max_rows - total_rows - rows, self._max_bytes - total_bytes - nbytes)
         if len(self._held) > 1 and _holds_too_much(held, rows, nbytes, free):
             wait_s = min(self._all_s(lane.device), lane.predict_s(rows))
-            return "share", _overloaded(
-                "this key has more in the queue than it leaves to others; try again later", wait_s
-            )
-        return None if deadline is None else self._lateness(lane, caller, rows, deadline, decode_s)
+            return "share", _overloaded("this key has more in the queue than it leaves free; try again later", wait_s)
+        return None if demand.decode_s is None else self._lateness(demand, demand.decode_s)
 
-    def _lateness(
-        self, lane: Lane, caller: str, rows: int, deadline: float, decode_s: float
-    ) -> tuple[str, Overloaded] | None:
+    def _lateness(self, demand: Demand, decode_s: float) -> tuple[str, Overloaded] | None:
+        lane, rows, caller, deadline = demand.lane, demand.rows, demand.caller, demand.deadline
         # What was observed of a lane that stands empty may be long over, and only rows that are let in can show that.
         own_s = lane.predict_s(rows) if lane in self._backlog else min(lane.predict_s(rows), lane.measured_s(rows))
         before_s = self._backlog.seconds_before(lane.device, caller, deadline, own_s)
@@ -230,7 +185,8 @@ class Admission:
                 return
             reservation.released = True
             self._leave(reservation)
-            self._count(reservation.caller, -reservation.rows, -reservation.nbytes)
+            held = reservation.held
+            self._count(held.caller, -held.rows, -held.nbytes)
 
     def _set_aside(self, reservation: Reservation) -> None:
         with self._lock:
@@ -240,27 +196,30 @@ class Admission:
                 self._publish()
 
     def _resume(self, reservation: Reservation, decode_s: float) -> None:
-        lane, caller, rows = reservation.lane, reservation.caller, reservation.rows
+        held = reservation.held
         with self._lock:
             if reservation.released or not reservation.aside:
                 return
-            busy = self._all_s(lane.device) > 0
-            refusal = self._lateness(lane, caller, rows, reservation.deadline, decode_s) if busy else None
+            refusal = self._lateness(held, decode_s) if self._all_s(held.lane.device) > 0 else None
             if refusal is None:
                 reservation.aside = False
-                reservation.place = self._backlog.join(lane, caller, rows, reservation.deadline)
+                self._join(reservation)
                 self._publish()
         if refusal is not None:
             reason, error = refusal
-            self._on_reject(lane.model, reason)
+            self._on_reject(held.lane.model, reason)
             raise error
 
     def _hurry(self, reservation: Reservation, deadline: float) -> None:
         with self._lock:
-            reservation.deadline = deadline
+            reservation.held = replace(reservation.held, deadline=deadline)
             if reservation.place is not None:
                 self._leave(reservation)
-                reservation.place = self._backlog.join(reservation.lane, reservation.caller, reservation.rows, deadline)
+                self._join(reservation)
+
+    def _join(self, reservation: Reservation) -> None:
+        held = reservation.held
+        reservation.place = self._backlog.join(held.lane, held.caller, held.rows, held.deadline)
 
     def _leave(self, reservation: Reservation) -> None:
         if reservation.place is not None:
@@ -269,17 +228,17 @@ class Admission:
 
 
 class Reservation:
-    """A request's share of what may be in flight, given back exactly once."""
+    """A request's share of what may be in flight, given back exactly once.
 
-    __slots__ = ("_admission", "aside", "caller", "deadline", "lane", "nbytes", "place", "released", "rows")
+    Attributes:
+        held: what was asked for and reserved so far.
+    """
 
-    def __init__(self, admission: Admission, lane: Lane, caller: str, deadline: float) -> None:
+    __slots__ = ("_admission", "aside", "held", "place", "released")
+
+    def __init__(self, admission: Admission, held: Demand) -> None:
         self._admission = admission
-        self.lane = lane
-        self.caller = caller
-        self.deadline = deadline
-        self.rows = 0
-        self.nbytes = 0
+        self.held = held
         self.place: Place | None = None  # none while it is aside
         self.aside = False
         self.released = False
@@ -290,7 +249,7 @@ class Reservation:
         Raises:
             Overloaded: no room for more; what was reserved before stays.
         """
-        self._admission._reserve(self, rows, nbytes, None)
+        self._admission._reserve(self, replace(self.held, rows=rows, nbytes=nbytes, decode_s=None))
 
     def hurry(self, deadline: float) -> None:
         """Its answer must be there by then."""

@@ -129,6 +129,8 @@ class Backlog:
         seconds until its deadline, divided by `headroom`, less those until it is done. Below 0, it should not come in;
         who is lost even without it does not count. Infinite where nobody waits longer."""
         lines = self._lines.get(device, {})
+        if len(lines) <= (caller in lines) and not any(line.places[-1].deadline > deadline for line in lines.values()):
+            return math.inf  # at the end of the only line
         row_s = self._row_s()
         work_s = {each: _seconds(line.rows, row_s) for each, line in lines.items()}
         today, then = _Turns(work_s.values()), _Turns((work_s | {caller: work_s.get(caller, 0.0) + own_s}).values())

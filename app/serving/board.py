@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from app.serving.admission import InFlight
+from app.serving.demand import InFlight
 
 _DEVICES = 16  # the CPU and fifteen GPUs; beyond that devices share a column, which makes predictions pessimistic
 _COLUMNS = 2 + _DEVICES

@@ -14,19 +14,17 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.errors import DeadlineExceeded, HieraError, InvalidParameter, Overloaded, Unavailable
 from app.media.shared import DecodedRows, SharedBytes
-from app.media.spec import DecodeInfo, DecodeJob, rows_of
+from app.media.spec import DecodeJob, rows_of
 from app.serving.admission import Admission
 from app.serving.decode_load import DecodeLoad
+from app.serving.demand import Demand
 from app.serving.dispatcher import RowsLease
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver
-from app.serving.postprocess import average_crops, average_views, top_k
-from app.serving.results import Classification, ClassifyOptions, ClipResult, Latency, Outputs, Prediction, Task
+from app.serving.postprocess import average_views, name_classes
+from app.serving.results import Classification, ClassifyOptions, Latency, Outputs, Task
 from app.serving.submission import Inference, Terms
 from app.serving.ticket import Ticket
 
@@ -147,11 +145,8 @@ class Service:
             if options.features and not model.feature_dim:
                 raise InvalidParameter(f"{model.name} gives no features; /v2/models/{model.name} says what it gives")
             job = model.job(options.clips, options.crops)
-            rows, nbytes = _demand(model, job, files, body_bytes)
-            decode_s = self._decode_load[task].predict_s(files, deadline, caller)
-            reservation = self._admission.admit(
-                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s, caller=caller
-            )
+            demand = self._demand(model, job, files, body_bytes, deadline, caller)
+            reservation = self._admission.admit(demand)
         except BaseException:
             model.release()
             raise
@@ -189,11 +184,7 @@ class Service:
         try:
             job = model.job(options.clips, options.crops)
             deadline = self._deadline(task, options, started)
-            rows, nbytes = _demand(model, job, files, body_bytes)
-            decode_s = self._decode_load[task].predict_s(files, deadline, caller)
-            return self._admission.refusal(
-                model.lane, rows=rows, nbytes=nbytes, deadline=deadline, decode_s=decode_s, caller=caller
-            )
+            return self._admission.refusal(self._demand(model, job, files, body_bytes, deadline, caller))
         finally:
             model.release()
 
@@ -211,7 +202,7 @@ class Service:
         several = len(rows.rows) > 1
         inference = await self._inferred(ticket, rows, with_features=ticket.options.features, averaged=several)
         began = time.monotonic()
-        predictions, clips = _name_classes(inference.probabilities, ticket, info)
+        predictions, clips = name_classes(inference.probabilities, ticket.model.labels, ticket.options, info)
         features = None if inference.features is None else average_views(inference.features)
         latency = Latency(decode_s, inference.queue_s, inference.inference_s, time.monotonic() - began)
         self._observer.stage_duration(ticket.model.name, "postprocess", latency.postprocess_s)
@@ -298,6 +289,14 @@ class Service:
         bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
         return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
 
+    def _demand(
+        self, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int, deadline: float, caller: str
+    ) -> Demand:
+        """What a request asks of admission."""
+        rows = files * rows_of(job)
+        decode_s = self._decode_load[model.manifest.task].predict_s(files, deadline, caller)
+        return Demand(model.lane, rows, rows * model.row_nbytes + body_bytes, deadline, decode_s, caller)
+
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1
         if self._draining and self._open_tickets == 0:
@@ -315,28 +314,3 @@ def _check_options(task: Task, options: ClassifyOptions, defaults: ServiceDefaul
         raise InvalidParameter(f"clips must be from 1 to {defaults.max_clips}")
     if options.crops not in (1, 3):
         raise InvalidParameter("crops must be 1 or 3")
-
-
-def _demand(model: LoadedModel, job: DecodeJob, files: int, body_bytes: int) -> tuple[int, int]:
-    """The rows and bytes that a request asks room for."""
-    rows = files * rows_of(job)
-    return rows, rows * model.row_nbytes + body_bytes
-
-
-def _name_classes(
-    probabilities: NDArray[np.float32], ticket: Ticket, info: DecodeInfo
-) -> tuple[tuple[Prediction, ...], tuple[ClipResult, ...]]:
-    """Top classes of the file, and for a video the top class of each clip."""
-    labels, k = ticket.model.labels, ticket.options.top_k
-    averaged = probabilities[0] if len(probabilities) == 1 else average_views(probabilities)
-    predictions = tuple(Prediction(index, labels[index], value) for index, value in top_k(averaged, k))
-    if not info.views:
-        return predictions, ()
-    clips, crops = ticket.options.clips, ticket.options.crops
-    by_clip = average_crops(probabilities, clips)
-    results = []
-    for clip in range(clips):
-        view = info.views[clip * crops]
-        index, value = top_k(by_clip[clip], 1)[0]
-        results.append(ClipResult(view.start_s, view.end_s, index, labels[index], value))
-    return predictions, tuple(results)

@@ -61,7 +61,7 @@ class Ticket:
 
     @property
     def caller(self) -> str:
-        return self.reservation.caller
+        return self.reservation.held.caller
 
     def grow(self, *, files: int = 0, body_bytes: int = 0) -> None:
         """Reserve room for more files or bytes than `admit` was told of.

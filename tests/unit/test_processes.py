@@ -22,9 +22,9 @@ from processes import open_descriptors
 from app import processes
 from app.http_worker import WRONG_SETTING_STATUS
 from app.processes import EngineHost
-from app.serving.admission import InFlight
 from app.serving.board import AdmissionBoard
 from app.serving.changes import Order
+from app.serving.demand import InFlight
 from app.serving.wire import State
 from app.settings import Settings
 

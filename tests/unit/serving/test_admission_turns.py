@@ -11,6 +11,7 @@ from serving_fakes import Clock
 from app.errors import Overloaded
 from app.serving.admission import Admission
 from app.serving.backlog import Backlog, Lane
+from app.serving.demand import Demand
 from app.turns import Turns
 
 NOW = 1000.0
@@ -84,35 +85,35 @@ def test_a_caller_with_few_is_let_in_beside_one_who_filled_the_queue() -> None:
     clock, rejections = Clock(), list[str]()
     admission = admission_of(clock, rejections)
     for _ in range(15):
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="many")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="many"))
     with pytest.raises(Overloaded):
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="many")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="many"))
     for _ in range(3):
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="few")
-    admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 6.0, caller="third")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 30.0, caller="few"))
+    admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 6.0, caller="third"))
     assert rejections == ["deadline"]
 
 
 def test_a_deadline_is_no_way_past_another_caller() -> None:
     clock = Clock()
     admission = admission_of(clock)
-    admission.admit(SECOND, rows=10, nbytes=0, deadline=clock.now + 60.0, caller="patient")
-    admission.admit(SECOND, rows=2, nbytes=0, deadline=clock.now + 8.0, caller="hurried")
+    admission.admit(Demand(SECOND, rows=10, nbytes=0, deadline=clock.now + 60.0, caller="patient"))
+    admission.admit(Demand(SECOND, rows=2, nbytes=0, deadline=clock.now + 8.0, caller="hurried"))
     with pytest.raises(Overloaded):  # two rows of its own, and three of the other's beside these and the new one
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 11.9, caller="hurried")
-    admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 12.1, caller="hurried")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 11.9, caller="hurried"))
+    admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 12.1, caller="hurried"))
 
 
 def test_what_was_promised_to_one_caller_is_kept_when_another_comes() -> None:
     clock, rejections = Clock(), list[str]()
     admission = admission_of(clock, rejections)
     for _ in range(10):
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 20.0, caller="first")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 20.0, caller="first"))
     # The last of them can bear 20 / 1.5 s, of which 10 are taken: three more rows in between.
     for _ in range(3):
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 60.0, caller="second")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 60.0, caller="second"))
     with pytest.raises(Overloaded) as refusal:
-        admission.admit(SECOND, rows=1, nbytes=0, deadline=clock.now + 60.0, caller="second")
+        admission.admit(Demand(SECOND, rows=1, nbytes=0, deadline=clock.now + 60.0, caller="second"))
     assert refusal.value.retry_after_s == pytest.approx(14.0 - 20.0 / 1.5)
     assert rejections == ["deadline"]
 
@@ -143,7 +144,7 @@ def test_no_caller_takes_all_of_the_room_once_another_has_come() -> None:
         held: list[object] = []
         while True:
             try:
-                held.append(admission.admit(instant, rows=1, nbytes=0, deadline=math.inf, caller=caller))
+                held.append(admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller=caller)))
             except Overloaded:
                 return held
 
@@ -163,13 +164,13 @@ def test_bytes_are_shared_as_rows_are() -> None:
     clock, rejections = Clock(), list[str]()
     admission = admission_of(clock, rejections)
     instant = lane_of(0.0)
-    admission.admit(instant, rows=1, nbytes=1000, deadline=math.inf, caller="a")
-    admission.admit(instant, rows=1, nbytes=1000, deadline=math.inf, caller="b")
-    large = admission.admit(instant, rows=1, nbytes=3000, deadline=math.inf, caller="a")
-    with pytest.raises(Overloaded, match="more in the queue than it leaves to others"):
+    admission.admit(Demand(instant, rows=1, nbytes=1000, deadline=math.inf, caller="a"))
+    admission.admit(Demand(instant, rows=1, nbytes=1000, deadline=math.inf, caller="b"))
+    large = admission.admit(Demand(instant, rows=1, nbytes=3000, deadline=math.inf, caller="a"))
+    with pytest.raises(Overloaded, match="more in the queue than it leaves free"):
         large.grow(nbytes=3000)
     large.release()
-    admission.admit(instant, rows=1, nbytes=3500, deadline=math.inf, caller="a")
+    admission.admit(Demand(instant, rows=1, nbytes=3500, deadline=math.inf, caller="a"))
     assert rejections == ["share"]
 
 
@@ -177,5 +178,5 @@ def test_who_holds_nothing_may_have_all_that_is_free() -> None:
     clock = Clock()
     admission = admission_of(clock, max_rows=100)
     instant = lane_of(0.0)
-    admission.admit(instant, rows=40, nbytes=0, deadline=math.inf, caller="a")
-    admission.admit(instant, rows=60, nbytes=0, deadline=math.inf, caller="b")
+    admission.admit(Demand(instant, rows=40, nbytes=0, deadline=math.inf, caller="a"))
+    admission.admit(Demand(instant, rows=60, nbytes=0, deadline=math.inf, caller="b"))

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from app.errors import Overloaded
-from app.serving.admission import Admission, InFlight
+from app.serving.admission import Admission
 from app.serving.backlog import Lane
 from app.serving.board import AdmissionBoard, clear_line, create_board
+from app.serving.demand import Demand, InFlight
 
 LANE = Lane("model", "cpu", float, float, lambda: 1.0)  # a second for each row
 ON_GPU = Lane("model", "cuda:1", float, float, lambda: 1.0)
@@ -32,7 +33,7 @@ def admissions(board: int, max_rows: int = 4) -> list[Admission]:
 
 
 def admit(admission: Admission, rows: int, *, lane: Lane = LANE, nbytes: int = 10, within_s: float = 1000) -> object:
-    return admission.admit(lane, rows=rows, nbytes=nbytes, deadline=time.monotonic() + within_s)
+    return admission.admit(Demand(lane, rows=rows, nbytes=nbytes, deadline=time.monotonic() + within_s))
 
 
 def test_rows_of_one_process_leave_less_room_in_the_other(board: int) -> None:
@@ -69,7 +70,7 @@ def test_a_model_on_several_gpus_counts_for_the_first_of_them(board: int) -> Non
 
 def test_what_is_released_is_off_the_board(board: int) -> None:
     here, there = admissions(board)
-    here.admit(LANE, rows=4, nbytes=10, deadline=time.monotonic() + 1000).release()
+    here.admit(Demand(LANE, rows=4, nbytes=10, deadline=time.monotonic() + 1000)).release()
     assert there.predicted_wait_s("cpu") == 0
     admit(there, 4)
 

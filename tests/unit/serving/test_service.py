@@ -40,9 +40,10 @@ from app.errors import (
 )
 from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeJob
-from app.serving.admission import Admission, InFlight
+from app.serving.admission import Admission
 from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
+from app.serving.demand import InFlight
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.instance import Instance
 from app.serving.model import EngineChoice, LoadedModel
@@ -590,6 +591,6 @@ def test_a_caller_may_hurry_and_not_take_longer_than_it_had(house: House) -> Non
         ticket.hurry(started + 2 * PATIENCE_S)
         assert ticket.deadline == started + PATIENCE_S
         ticket.hurry(started + PATIENCE_S - 1)
-        assert ticket.deadline == ticket.reservation.deadline == started + PATIENCE_S - 1
+        assert ticket.deadline == ticket.reservation.held.deadline == started + PATIENCE_S - 1
         with pytest.raises(DeadlineExceeded, match="passed while the request was read"):
             ticket.hurry(started)

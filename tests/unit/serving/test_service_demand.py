@@ -6,15 +6,14 @@ import asyncio
 import functools
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from test_service import House, run
 
 from app.errors import DeadlineExceeded
 from app.media.shared import SharedBytes
-from app.serving.admission import InFlight, Reservation
-from app.serving.backlog import Lane
+from app.serving.admission import Reservation
+from app.serving.demand import Demand, InFlight
 from app.serving.results import ClassifyOptions, Task
 from app.serving.service import Service, ServiceDefaults
 
@@ -44,9 +43,9 @@ def asked(house: House, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     told: list[float] = []
     admit = house.admission.admit
 
-    def note(lane: Lane, *, decode_s: float, **demand: Any) -> Reservation:
-        told.append(decode_s)
-        return admit(lane, decode_s=decode_s, **demand)
+    def note(demand: Demand) -> Reservation:
+        told.append(demand.decode_s or 0.0)
+        return admit(demand)
 
     monkeypatch.setattr(house.admission, "admit", note)
     return told
@@ -101,7 +100,7 @@ def test_of_another_caller_s_files_only_a_turn_is_waited_for(
     house: House, asked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[float] = []
-    monkeypatch.setattr(house.admission, "refusal", lambda lane, *, decode_s, **demand: refused.append(decode_s))
+    monkeypatch.setattr(house.admission, "refusal", lambda demand: refused.append(demand.decode_s))
     resumed: list[float] = []
     monkeypatch.setattr(Reservation, "resume", lambda reservation, decode_s: resumed.append(decode_s))
     go_on = asyncio.Event()

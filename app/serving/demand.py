@@ -1,0 +1,58 @@
+"""What requests ask of admission, and what is in flight, here and in other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.serving.backlog import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks for.
+
+    Attributes:
+        lane: where its rows will queue.
+        rows: that it will submit, as far as is known yet.
+        nbytes: of its upload and of its rows, likewise.
+        deadline: when its answer must be there, by the clock.
+        decode_s: predicted seconds from now until its rows are decoded; None where it is not asked whether the deadline
+            can be made.
+        caller: who asks; "" where nobody is told apart.
+    """
+
+    lane: Lane
+    rows: int
+    nbytes: int
+    deadline: float
+    decode_s: float | None = 0.0
+    caller: str = ""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """What has been admitted and not released."""
+
+    rows: int
+    bytes: int
+
+
+NOTHING = InFlight(0, 0)
+
+
+class Peers(Protocol):
+    """Other processes that admit work for the same engines."""
+
+    def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None:
+        """This process has `mine` in flight, which is so many seconds of work by device."""
+        ...
+
+    def in_flight(self) -> InFlight:
+        """What the others have in flight."""
+        ...
+
+    def backlog_s(self, device: str) -> float:
+        """Seconds of the others' work on `device`."""
+        ...

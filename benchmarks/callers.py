@@ -9,7 +9,6 @@ rounds: the few alone, both with one key, and each with its own.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from app.load.generator import Workload
 from app.load.request import classify_request
@@ -19,8 +18,8 @@ from benchmarks.contenders import MODEL
 from benchmarks.media import add_photo_argument
 from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.packages import REPOSITORY, build_packages
-from benchmarks.results import add_output_argument, write_results
-from benchmarks.together import print_runs, run_together
+from benchmarks.results import add_output_argument
+from benchmarks.together import report, run_together
 
 _WARMUP_S = 3.0  # until the queue of the many stands
 _KEYS = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
@@ -57,14 +56,7 @@ def main() -> None:
                     loads["many"] = workload(target, arguments, number, "alice", arguments.many)
                 for who, summary in run_together(loads).items():
                     runs[f"{who}, {scene}"].append(summary)
-    print_runs(runs)
-    method = {key: getattr(arguments, key) for key in ("engine", "many", "few", "seconds", "set")}
-    write_results(
-        arguments.output,
-        "callers",
-        method | {"photo": arguments.photo.name, "model": MODEL},
-        {name: [asdict(run) for run in each] for name, each in runs.items()},
-    )
+    report("callers", runs, arguments, "many", "few")
 
 
 if __name__ == "__main__":

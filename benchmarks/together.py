@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from app.load.generator import Workload
 from app.load.isolated import run_isolated
 from app.load.summary import Summary, summarise
 from app.load.table import text_table
-from benchmarks.results import median
+from benchmarks.contenders import MODEL
+from benchmarks.results import median, write_results
 
 
 def run_together(workloads: Mapping[str, Workload]) -> dict[str, Summary]:
@@ -19,7 +22,19 @@ def run_together(workloads: Mapping[str, Workload]) -> dict[str, Summary]:
     return {name: summarise(each, found) for (name, each), found in zip(workloads.items(), samples, strict=True)}
 
 
-def print_runs(runs: Mapping[str, Sequence[Summary]]) -> None:
+def report(name: str, runs: Mapping[str, Sequence[Summary]], arguments: argparse.Namespace, *settings: str) -> None:
+    """Print the table of a benchmark, and write its figures where `--output` says, with these settings of its own."""
+    print(_table(runs))
+    method = {key: getattr(arguments, key) for key in ("engine", "seconds", "set", *settings)}
+    write_results(
+        arguments.output,
+        name,
+        method | {"photo": arguments.photo.name, "model": MODEL},
+        {who: [asdict(run) for run in each] for who, each in runs.items()},
+    )
+
+
+def _table(runs: Mapping[str, Sequence[Summary]]) -> str:
     """A line for each kind of callers: medians over its rounds, errors of all together."""
     rows = []
     for name, each in runs.items():
@@ -33,4 +48,4 @@ def print_runs(runs: Mapping[str, Sequence[Summary]]) -> None:
         codes = sorted({code for run in each for code in run.errors})
         errors = ", ".join(f"{code}: {sum(run.errors.get(code, 0) for run in each)}" for code in codes)
         rows.append((name, f"{succeeded / max(answers, 1):.1%}", rate, p50, p99, errors))
-    print(text_table(("", "answered", "answered/s", "p50 ms", "p99 ms", "errors"), rows))
+    return text_table(("", "answered", "answered/s", "p50 ms", "p99 ms", "errors"), rows)

@@ -9,7 +9,6 @@ allow `--timeout-ms`. In rounds: those in a hurry alone, then both.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from app.load.generator import Workload
 from app.load.request import classify_request
@@ -19,8 +18,8 @@ from benchmarks.contenders import MODEL
 from benchmarks.media import add_photo_argument
 from benchmarks.own_server import add_server_arguments, own_server
 from benchmarks.packages import REPOSITORY, build_packages
-from benchmarks.results import add_output_argument, write_results
-from benchmarks.together import print_runs, run_together
+from benchmarks.results import add_output_argument
+from benchmarks.together import report, run_together
 
 _WARMUP_S = 3.0  # until the patient ones' queue stands
 
@@ -60,14 +59,7 @@ def main() -> None:
             runs["hurried, alone"].append(measure(target, arguments, number, patient=False)["hurried"])
             for name, summary in measure(target, arguments, number, patient=True).items():
                 runs[name].append(summary)
-    print_runs(runs)
-    method = {key: getattr(arguments, key) for key in ("engine", "patient", "rate", "timeout_ms", "seconds", "set")}
-    write_results(
-        arguments.output,
-        "urgent",
-        method | {"photo": arguments.photo.name, "model": MODEL},
-        {name: [asdict(run) for run in each] for name, each in runs.items()},
-    )
+    report("urgent", runs, arguments, "patient", "rate", "timeout_ms")
 
 
 if __name__ == "__main__":

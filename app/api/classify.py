@@ -22,6 +22,7 @@ from app.api.upload_stage import UploadStage
 from app.api.uploads import UploadLimits, Uploads, envelope_of, receive_files
 from app.errors import MalformedRequest, Overloaded
 from app.media.shared import SharedBytes
+from app.serving.demand import Arrival
 from app.serving.observer import ServingObserver
 from app.serving.results import Classification, Task
 from app.serving.service import Service
@@ -54,14 +55,9 @@ def classify_endpoint(
         options = parser.parse(scope["query_string"])
         body = Body(scope["headers"], receive, bounds.pace)
         envelope = envelope_of(body, task, bounds.upload)
+        nbytes = body.content_length or 0
         try:
-            ticket = service.admit(
-                task,
-                options,
-                started=exchange.started,
-                body_bytes=body.content_length or 0,
-                caller=exchange.caller,
-            )
+            ticket = service.admit(Arrival(task, options, exchange.started, body_bytes=nbytes, caller=exchange.caller))
         except Overloaded:
             gate.guard()
             raise

@@ -20,6 +20,7 @@ from app.api.keys import KeyRing
 from app.api.problems import MEDIA_TYPE, problem_headers, problem_of
 from app.api.query import QueryParser
 from app.errors import InvalidParameter, Overloaded
+from app.serving.demand import Arrival
 from app.serving.results import ClassifyOptions, Task
 from app.telemetry.logs import ACCESS_LOGGER
 
@@ -38,9 +39,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Judge(Protocol):
     """Who knows whether there is room and time: the service."""
 
-    def refusal(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int, caller: str
-    ) -> Overloaded | None:
+    def refusal(self, arrival: Arrival) -> Overloaded | None:
         """What a request would be refused with now; None for one that has to be looked at in full."""
         ...
 
@@ -107,7 +106,7 @@ class Gate:
         if caller is None:
             return None
         files = 1 + self._let_in.get(caller, 0)
-        error = self._judge.refusal(task, options, started=started, files=files, body_bytes=body_bytes, caller=caller)
+        error = self._judge.refusal(Arrival(task, options, started, files, body_bytes, caller))
         if error is None:
             self._count_in(caller)
             return None

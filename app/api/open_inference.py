@@ -28,6 +28,7 @@ from app.api.upload_stage import UploadStage
 from app.api.uploads import OVERHEAD_BYTES, Uploads, check_encoding
 from app.errors import InvalidParameter, LimitExceeded, MalformedRequest, Unavailable, UnknownModel
 from app.media.shared import SharedBytes, UploadedRows
+from app.serving.demand import Arrival
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver
 from app.serving.results import ClassifyOptions, Outputs, Task
@@ -108,8 +109,9 @@ class OpenInferenceEndpoints:
         most = (json_nbytes or 0) + bounds.upload.max_request_bytes + OVERHEAD_BYTES
         body.check_length(most)
         options = ClassifyOptions(model=status.name)
-        length, caller = body.content_length or 0, exchange.caller
-        with self._service.admit(task, options, started=exchange.started, body_bytes=length, caller=caller) as ticket:
+        length = body.content_length or 0
+        arrival = Arrival(task, options, exchange.started, body_bytes=length, caller=exchange.caller)
+        with self._service.admit(arrival) as ticket:
             model = ticket.model
             exchange.model = model.name
             _check_version(request, model.name, model.version)  # it may have been swapped since

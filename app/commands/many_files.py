@@ -22,6 +22,7 @@ from app.errors import DeadlineExceeded, EngineError, EngineLost, HieraError, Ov
 from app.load.request import task_of
 from app.media.limits import MediaLimits
 from app.media.shared import SharedBytes, no_room
+from app.serving.demand import Arrival
 from app.serving.registry import ModelRegistry
 from app.serving.results import Classification, ClassifyOptions, Task
 from app.serving.ticket import Ticket
@@ -123,7 +124,7 @@ class ManyFiles:
         self, core: Core[ModelRegistry], task: Task, file: Path, nbytes: int
     ) -> Classification | HieraError:
         # What is refused here is a fault of the options, not of the file.
-        with core.service.admit(task, self._options[task], started=time.monotonic(), body_bytes=nbytes) as ticket:
+        with core.service.admit(Arrival(task, self._options[task], time.monotonic(), body_bytes=nbytes)) as ticket:
             return await _classify(core, ticket, file, self._limits[task])
 
     async def _with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""What requests ask of admission, and what is in flight, here and in other processes."""
+"""Requests as they come, what they ask of admission, and what is in flight, here and in other processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.serving.backlog import Lane
+from app.serving.results import ClassifyOptions, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request before its body is read.
+
+    Attributes:
+        task, options: what is wanted.
+        started: `time.monotonic()` when it came; its deadline counts from there.
+        files: how many it will bring, as far as is known; `Ticket.grow` takes more.
+        body_bytes: the size of its body, likewise.
+        caller: who sent it: callers take turns. "" where nobody is told apart.
+    """
+
+    task: Task
+    options: ClassifyOptions
+    started: float
+    files: int = 1
+    body_bytes: int = 0
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The one way from a file to a classification: admit, decode, submit, postprocess. It knows no transport.
 
-ticket = service.admit("image", options, started=…)     before the body is read: model, deadline, room
+ticket = service.admit(arrival)                          before the body is read: model, deadline, room
 ticket.set_aside(), ticket.resume()                      when the upload takes long, and when it is complete
 await service.classify(ticket, body)                     once for each file of the request, or what the model itself
                                                          gives: run_file(ticket, body), run_rows(ticket, rows)
@@ -19,7 +19,7 @@ from app.media.shared import DecodedRows, SharedBytes
 from app.media.spec import DecodeJob, rows_of
 from app.serving.admission import Admission
 from app.serving.decode_load import DecodeLoad
-from app.serving.demand import Demand
+from app.serving.demand import Arrival, Demand
 from app.serving.dispatcher import RowsLease
 from app.serving.model import LoadedModel
 from app.serving.observer import ServingObserver, SilentObserver
@@ -108,23 +108,8 @@ class Service:
         """The most rows that one request may bring."""
         return self._admission.max_rows
 
-    def admit(
-        self,
-        task: Task,
-        options: ClassifyOptions,
-        *,
-        started: float,
-        files: int = 1,
-        body_bytes: int = 0,
-        caller: str = "",
-    ) -> Ticket:
-        """Decide whether a request may come in, before its body is read.
-
-        Args:
-            started: `time.monotonic()` when the request arrived; the deadline counts from there.
-            files: how many files it will bring, as far as is known; `Ticket.grow` takes more.
-            body_bytes: the size of its body, likewise.
-            caller: who asks: callers take turns. "" where nobody is told apart.
+    def admit(self, arrival: Arrival) -> Ticket:
+        """Decide whether a request may come in.
 
         Raises:
             InvalidParameter: an option is out of range, or the model gives no features.
@@ -133,8 +118,9 @@ class Service:
             DeadlineExceeded: the caller's time is over already.
             Overloaded: there is no room, or the deadline cannot be made.
         """
+        task, options, caller = arrival.task, arrival.options, arrival.caller
         _check_options(task, options, self._defaults)
-        deadline = self._deadline(task, options, started)
+        deadline = self._deadline(arrival)
         model = self._registry.get(task, options.model)
         try:
             if self._draining:
@@ -145,8 +131,7 @@ class Service:
             if options.features and not model.feature_dim:
                 raise InvalidParameter(f"{model.name} gives no features; /v2/models/{model.name} says what it gives")
             job = model.job(options.clips, options.crops)
-            demand = self._demand(model, job, files, body_bytes, deadline, caller)
-            reservation = self._admission.admit(demand)
+            reservation = self._admission.admit(self._demand(arrival, model, job, deadline))
         except BaseException:
             model.release()
             raise
@@ -162,29 +147,20 @@ class Service:
             self._closed_ticket,
         )
 
-    def refusal(
-        self,
-        task: Task,
-        options: ClassifyOptions,
-        *,
-        started: float,
-        files: int = 1,
-        body_bytes: int = 0,
-        caller: str = "",
-    ) -> Overloaded | None:
+    def refusal(self, arrival: Arrival) -> Overloaded | None:
         """What `admit` would raise for lack of room or time; None for a request that has to be looked at in full. It
         takes some microseconds, and nothing is reserved."""
         if self._draining:
             return None
+        options = arrival.options
         try:
-            _check_options(task, options, self._defaults)
-            model = self._registry.get(task, options.model)
+            _check_options(arrival.task, options, self._defaults)
+            model = self._registry.get(arrival.task, options.model)
         except HieraError:
             return None
         try:
             job = model.job(options.clips, options.crops)
-            deadline = self._deadline(task, options, started)
-            return self._admission.refusal(self._demand(model, job, files, body_bytes, deadline, caller))
+            return self._admission.refusal(self._demand(arrival, model, job, self._deadline(arrival)))
         finally:
             model.release()
 
@@ -285,17 +261,16 @@ class Service:
         load.observe(turns, time.monotonic() - began)
         return rows
 
-    def _deadline(self, task: Task, options: ClassifyOptions, started: float) -> float:
-        bound_s = self._defaults.image_timeout_s if task == "image" else self._defaults.video_timeout_s
-        return started + (bound_s if options.timeout_ms is None else min(bound_s, options.timeout_ms / 1000))
+    def _deadline(self, arrival: Arrival) -> float:
+        bound_s = self._defaults.image_timeout_s if arrival.task == "image" else self._defaults.video_timeout_s
+        timeout_ms = arrival.options.timeout_ms
+        return arrival.started + (bound_s if timeout_ms is None else min(bound_s, timeout_ms / 1000))
 
-    def _demand(
-        self, model: LoadedModel, job: DecodeJob, files: int, body_bytes: int, deadline: float, caller: str
-    ) -> Demand:
-        """What a request asks of admission."""
-        rows = files * rows_of(job)
-        decode_s = self._decode_load[model.manifest.task].predict_s(files, deadline, caller)
-        return Demand(model.lane, rows, rows * model.row_nbytes + body_bytes, deadline, decode_s, caller)
+    def _demand(self, arrival: Arrival, model: LoadedModel, job: DecodeJob, deadline: float) -> Demand:
+        rows = arrival.files * rows_of(job)
+        nbytes = rows * model.row_nbytes + arrival.body_bytes
+        decode_s = self._decode_load[arrival.task].predict_s(arrival.files, deadline, arrival.caller)
+        return Demand(model.lane, rows, nbytes, deadline, decode_s, arrival.caller)
 
     def _closed_ticket(self) -> None:
         self._open_tickets -= 1

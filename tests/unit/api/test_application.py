@@ -28,7 +28,8 @@ from app.api.routes import Parts
 from app.api.uploads import UploadLimits
 from app.errors import BrokenMedia, DeadlineExceeded, EngineError, HieraError, Overloaded, Unavailable
 from app.serving.changes import Administer, Order, Report
-from app.serving.results import Classification, Latency, ModelIdentity, Prediction, Task
+from app.serving.demand import Arrival
+from app.serving.results import Classification, Latency, ModelIdentity, Prediction
 from app.serving.service import Service
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
@@ -70,13 +71,13 @@ class SteeredService:
         self._outcomes = list(outcomes) or [ANSWER]
         self._refusal = refusal
         self.tickets: list[SteeredTicket] = []
-        self.admitted: list[dict[str, object]] = []
+        self.admitted: list[Arrival] = []
         self.cancelled = 0
 
-    def admit(self, task: Task, options: object, **what: object) -> SteeredTicket:
+    def admit(self, arrival: Arrival) -> SteeredTicket:
         if self._refusal is not None:
             raise self._refusal
-        self.admitted.append(what)
+        self.admitted.append(arrival)
         self.tickets.append(SteeredTicket())
         return self.tickets[-1]
 
@@ -211,7 +212,7 @@ def test_a_bug_in_a_plain_route_is_a_500_too(log: io.StringIO) -> None:
 
 def test_a_failure_before_the_body_was_read_lets_its_sender_read_why(log: io.StringIO) -> None:
     class Failing(SteeredService):
-        def admit(self, task: Task, options: object, **what: object) -> SteeredTicket:
+        def admit(self, arrival: Arrival) -> SteeredTicket:
             raise ValueError("hunter2")
 
     async def scenario() -> Channel:
@@ -282,7 +283,7 @@ def test_only_a_lack_of_room_or_time_puts_the_gate_on_guard() -> None:
 def test_room_is_reserved_by_the_announced_length_or_as_the_bytes_come() -> None:
     announced = SteeredService()
     ask(build(announced), "POST", "/classify/image", content=b"x" * 500)
-    assert announced.admitted[0]["body_bytes"] == 500
+    assert announced.admitted[0].body_bytes == 500
     assert announced.tickets[0].grown == []
 
     async def chunks() -> Any:
@@ -292,7 +293,7 @@ def test_room_is_reserved_by_the_announced_length_or_as_the_bytes_come() -> None
     streamed = SteeredService()
     headers = {"content-type": "image/png"}
     ask(build(streamed), "POST", "/classify/image", content=chunks(), headers=headers)
-    assert streamed.admitted[0]["body_bytes"] == 0
+    assert streamed.admitted[0].body_bytes == 0
     assert sum(more["body_bytes"] for more in streamed.tickets[0].grown) == 150
 
 
@@ -376,7 +377,8 @@ def test_the_access_line_has_the_milliseconds_the_id_and_no_more_than_200_letter
 
 
 def test_the_access_line_names_the_key_that_opened_or_else_the_one_that_did_not_fit(log: io.StringIO) -> None:
-    app = build(SteeredService(), keys=KeyRing(["alice:secret"]), admin_keys=KeyRing(["op:admin-secret"]))
+    service = SteeredService()
+    app = build(service, keys=KeyRing(["alice:secret"]), admin_keys=KeyRing(["op:admin-secret"]))
     for headers in (
         {"X-API-Key": "secret"},
         {"X-API-Key": "admin-secret"},
@@ -385,6 +387,7 @@ def test_the_access_line_names_the_key_that_opened_or_else_the_one_that_did_not_
         ask(app, "POST", "/classify/image", files={"file": b"x"}, headers=headers)
     access = [line for line in lines(log) if line["logger"] == "hiera.access"]
     assert [(line["status"], line["key"]) for line in access] == [(200, "alice"), (403, "op"), (200, "alice")]
+    assert [arrival.caller for arrival in service.admitted] == ["alice", "alice"]
 
 
 def test_a_head_needs_a_key_as_a_get_does() -> None:

@@ -20,6 +20,7 @@ from app.api.keys import KeyRing
 from app.api.query import QueryLimits, QueryParser
 from app.errors import Overloaded
 from app.protocol import ConnectionLimits, limited_protocol
+from app.serving.demand import Arrival
 from app.serving.results import ClassifyOptions, Task
 
 URL = b"/classify/image?top_k=5"
@@ -33,16 +34,12 @@ class Full:
     def __init__(self) -> None:
         self.error: Overloaded | None = FULL
         self.now = 100.0
-        self.asked: list[tuple[Task, ClassifyOptions, int, int]] = []
-        self.callers: list[str] = []
+        self.asked: list[Arrival] = []
         self.told: list[tuple[str, float, str | None]] = []
 
-    def refusal(
-        self, task: Task, options: ClassifyOptions, *, started: float, files: int, body_bytes: int, caller: str
-    ) -> Overloaded | None:
-        self.callers.append(caller)
-        self.asked.append((task, options, files, body_bytes))
-        assert started == self.now
+    def refusal(self, arrival: Arrival) -> Overloaded | None:
+        self.asked.append(arrival)
+        assert arrival.started == self.now
         self.now += 0.002
         return self.error
 
@@ -78,7 +75,7 @@ def test_it_refuses_as_the_application_would() -> None:
     assert (problem["status"], problem["code"], problem["request_id"]) == (429, "overloaded", "mine")
     assert problem["detail"] == "the queue is full."
     assert lines[-1] == "server-timing: total;dur=2.000"
-    assert judge.asked == [("image", ClassifyOptions(top_k=5), 1, 3)]
+    assert judge.asked == [Arrival("image", ClassifyOptions(top_k=5), 100.0, 1, 3)]
     assert [(task, round(seconds, 6), key) for task, seconds, key in judge.told] == [("image", 0.002, None)]
 
 
@@ -108,7 +105,7 @@ def test_who_was_let_in_a_moment_ago_counts_before_admission_has_heard_of_them()
             await asyncio.sleep(0)
 
     asyncio.run(scene())
-    assert [files for _, _, files, _ in judge.asked] == [1, 1, 2, 3, 1]
+    assert [arrival.files for arrival in judge.asked] == [1, 1, 2, 3, 1]
 
 
 def test_each_key_is_a_caller_of_its_own() -> None:
@@ -124,8 +121,8 @@ def test_each_key_is_a_caller_of_its_own() -> None:
         assert gate.answer(URL, bobs)
 
     asyncio.run(scene())
-    assert judge.callers == ["alice", "alice", "bob", "bob"]
-    assert [files for _, _, files, _ in judge.asked] == [1, 2, 1, 2]
+    assert [arrival.caller for arrival in judge.asked] == ["alice", "alice", "bob", "bob"]
+    assert [arrival.files for arrival in judge.asked] == [1, 2, 1, 2]
     assert [key for _, _, key in judge.told] == ["bob"]
 
 

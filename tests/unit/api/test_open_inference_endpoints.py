@@ -19,6 +19,7 @@ from app.api.open_inference import OpenInferenceEndpoints
 from app.api.query import QueryLimits
 from app.api.uploads import UploadLimits
 from app.errors import UnknownModel
+from app.serving.demand import Arrival
 from app.serving.model import LoadedModel
 from app.serving.observer import SilentObserver
 from app.serving.service import Service
@@ -33,10 +34,10 @@ class Swapped:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.released = 0
-        self.callers: list[object] = []
+        self.callers: list[str] = []
 
-    def admit(self, *what: object, caller: str, **more: object) -> Swapped:
-        self.callers.append(caller)
+    def admit(self, arrival: Arrival) -> Swapped:
+        self.callers.append(arrival.caller)
         return self
 
     def __enter__(self) -> Swapped:

@@ -27,6 +27,7 @@ from app.errors import (
     Overloaded,
 )
 from app.media.shared import SharedBytes, no_room
+from app.serving.demand import Arrival
 from app.serving.results import ClassifyOptions
 from app.settings import Settings
 
@@ -52,10 +53,10 @@ class FakeCore:
         return asyncio.sleep(0) if self.closed == 1 else None
 
     @contextlib.contextmanager
-    def admit(self, task: str, options: ClassifyOptions, *, started: float, body_bytes: int) -> Iterator[object]:
+    def admit(self, arrival: Arrival) -> Iterator[object]:
         if self.refusals:
             raise self.refusals.pop(0)
-        self.admitted.append((task, options, body_bytes))
+        self.admitted.append((arrival.task, arrival.options, arrival.body_bytes))
         self.open += 1
         try:
             yield None

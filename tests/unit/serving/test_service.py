@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import asdict
@@ -43,7 +42,7 @@ from app.media.spec import DecodeJob
 from app.serving.admission import Admission
 from app.serving.batcher import Batcher
 from app.serving.curve import CostModel
-from app.serving.demand import InFlight
+from app.serving.demand import Arrival, InFlight
 from app.serving.dispatcher import LocalDispatcher, deliver
 from app.serving.instance import Instance
 from app.serving.model import EngineChoice, LoadedModel
@@ -112,7 +111,7 @@ class House:
 
     async def classify(self, marks: bytes, task: Task = "image", **options: Any) -> Classification:
         with (
-            self.service.admit(task, ClassifyOptions(**options), started=time.monotonic()) as ticket,
+            self.service.admit(Arrival(task, ClassifyOptions(**options), time.monotonic())) as ticket,
             SharedBytes.of(marks) as body,
         ):
             return await self.service.classify(ticket, body)
@@ -205,7 +204,7 @@ def test_files_of_one_request_share_a_ticket_and_have_their_own_outcomes(house: 
         house.gate.open()
         house.pool.before = broken
         bodies = [SharedBytes.of(bytes([mark])) for mark in (1, 2, 3)]
-        with house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket:
+        with house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic())) as ticket:
             ticket.grow(files=2, body_bytes=100)
             assert house.admission.in_flight == InFlight(3, 3 * 12 + 100)
             outcomes = await asyncio.gather(
@@ -222,8 +221,8 @@ def test_files_of_one_request_share_a_ticket_and_have_their_own_outcomes(house: 
 
 
 def test_a_ticket_is_released_once_however_often_it_is_asked_to(house: House) -> None:
-    first = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
-    second = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
+    first = house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic()))
+    second = house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic()))
     for _ in range(3):
         first.release()
     assert house.service.open_tickets == 1
@@ -272,7 +271,7 @@ def test_who_is_in_a_hurry_is_let_in_beside_a_long_queue_and_answered_before_it(
 
 def test_the_gate_is_told_what_admission_would_refuse_and_nothing_is_held_for_that(house: House) -> None:
     def refusal(task: Task = "image", body_bytes: int = 0, **options: Any) -> Overloaded | None:
-        return house.service.refusal(task, ClassifyOptions(**options), started=time.monotonic(), body_bytes=body_bytes)
+        return house.service.refusal(Arrival(task, ClassifyOptions(**options), time.monotonic(), body_bytes=body_bytes))
 
     async def scenario() -> None:
         assert refusal(body_bytes=10**9) is None  # alone in the house
@@ -303,7 +302,7 @@ def test_the_gate_is_told_what_admission_would_refuse_and_nothing_is_held_for_th
 
 def test_a_deadline_that_has_passed_before_the_body_is_read_is_not_admitted(house: House) -> None:
     with pytest.raises(DeadlineExceeded):
-        house.service.admit("image", ClassifyOptions(timeout_ms=50), started=time.monotonic() - 1)
+        house.service.admit(Arrival("image", ClassifyOptions(timeout_ms=50), time.monotonic() - 1))
 
 
 def test_the_deadline_holds_while_the_engine_is_stuck(house: House) -> None:
@@ -353,7 +352,7 @@ def test_several_engines_do_not_make_one_row_quicker(house: House) -> None:
 
 
 def test_a_timeout_longer_than_the_server_allows_is_cut_to_its_bound(house: House) -> None:
-    with house.service.admit("image", ClassifyOptions(timeout_ms=10**9), started=1e9) as ticket:
+    with house.service.admit(Arrival("image", ClassifyOptions(timeout_ms=10**9), 1000000000.0)) as ticket:
         assert ticket.deadline == 1e9 + PATIENCE_S
 
 
@@ -425,7 +424,7 @@ def test_a_service_that_stood_idle_before_is_drained_by_its_last_request_alone(h
     async def scenario() -> None:
         house.gate.open()
         await house.classify(b"\1")
-        ticket = house.service.admit("image", ClassifyOptions(), started=time.monotonic())
+        ticket = house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic()))
         house.service.drain()
         assert await house.service.drained(0.01) is False
         ticket.release()
@@ -486,7 +485,7 @@ def test_several_views_count_by_their_mean_and_rows_by_themselves(
         await house.classify(b"\1")
         await house.classify(b"\1\2", "video", clips=2)
         with (
-            house.service.admit("video", ClassifyOptions(clips=2), started=time.monotonic()) as ticket,
+            house.service.admit(Arrival("video", ClassifyOptions(clips=2), time.monotonic())) as ticket,
             SharedBytes.of(b"\1\2") as body,
         ):
             await house.service.run_file(ticket, body)
@@ -502,7 +501,7 @@ def test_who_asks_is_known_to_media_workers_and_engine(house: House, monkeypatch
         house.gate.open()
         for caller in ("alice", ""):
             with (
-                house.service.admit("image", ClassifyOptions(), started=time.monotonic(), caller=caller) as ticket,
+                house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic(), caller=caller)) as ticket,
                 SharedBytes.of(b"\1") as body,
             ):
                 assert ticket.caller == caller
@@ -514,16 +513,18 @@ def test_who_asks_is_known_to_media_workers_and_engine(house: House, monkeypatch
 
 
 def test_a_caller_who_fills_the_queue_keeps_no_other_out(house: House) -> None:
+    def arrival(caller: str) -> Arrival:
+        return Arrival("image", ClassifyOptions(), time.monotonic(), caller=caller)
+
     async def scenario() -> None:
-        admit = functools.partial(house.service.admit, "image", ClassifyOptions(), started=time.monotonic())
         with contextlib.ExitStack() as held:
-            held.enter_context(admit(caller="few")).release()
+            house.service.admit(arrival("few")).release()
             with contextlib.suppress(Overloaded):
                 for _ in range(100):
-                    held.enter_context(admit(caller="many"))
-            assert house.service.refusal("image", ClassifyOptions(), started=time.monotonic(), caller="many")
-            assert not house.service.refusal("image", ClassifyOptions(), started=time.monotonic(), caller="few")
-            held.enter_context(admit(caller="few"))
+                    held.enter_context(house.service.admit(arrival("many")))
+            assert house.service.refusal(arrival("many"))
+            assert not house.service.refusal(arrival("few"))
+            held.enter_context(house.service.admit(arrival("few")))
 
     run(scenario())
     assert house.notes.rejections == ["share", "share"]
@@ -542,7 +543,7 @@ def test_what_the_model_itself_gives_for_a_file_or_for_rows_can_be_had(house: Ho
         house.gate.open()
         rows = FakeRows(rows_of(3, 5))
         with (
-            house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket,
+            house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic())) as ticket,
             SharedBytes.of(b"\4") as body,
         ):
             of_file = await house.service.run_file(ticket, body, with_features=with_features)
@@ -568,7 +569,7 @@ def test_what_the_model_itself_gives_for_a_file_or_for_rows_can_be_had(house: Ho
 def test_rows_that_come_decoded_are_late_or_given_up_like_a_file_s(house: House) -> None:
     async def scenario() -> None:
         rows = [FakeRows(rows_of(1)), FakeRows(rows_of(2))]
-        with house.service.admit("image", ClassifyOptions(), started=time.monotonic()) as ticket:
+        with house.service.admit(Arrival("image", ClassifyOptions(), time.monotonic())) as ticket:
             left = asyncio.create_task(house.service.run_rows(ticket, rows[0]))
             await entered(house.gate)
             left.cancel()
@@ -587,7 +588,7 @@ def test_rows_that_come_decoded_are_late_or_given_up_like_a_file_s(house: House)
 
 def test_a_caller_may_hurry_and_not_take_longer_than_it_had(house: House) -> None:
     started = time.monotonic()
-    with house.service.admit("image", ClassifyOptions(), started=started) as ticket:
+    with house.service.admit(Arrival("image", ClassifyOptions(), started)) as ticket:
         ticket.hurry(started + 2 * PATIENCE_S)
         assert ticket.deadline == started + PATIENCE_S
         ticket.hurry(started + PATIENCE_S - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ from test_service import House, run
 from app.errors import DeadlineExceeded
 from app.media.shared import SharedBytes
 from app.serving.admission import Reservation
-from app.serving.demand import Demand, InFlight
+from app.serving.demand import Arrival, Demand, InFlight
 from app.serving.results import ClassifyOptions, Task
 from app.serving.service import Service, ServiceDefaults
 
@@ -53,12 +52,12 @@ def asked(house: House, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def look_in(house: House, files: int, task: Task = "image") -> None:
     """A request of so many files that leaves again."""
-    house.service.admit(task, ClassifyOptions(), started=time.monotonic(), files=files).release()
+    house.service.admit(Arrival(task, ClassifyOptions(), time.monotonic(), files=files)).release()
 
 
 def test_every_view_of_a_video_is_a_row(house: House) -> None:
     options = ClassifyOptions(clips=2, crops=3)
-    with house.service.admit("video", options, started=time.monotonic(), files=2, body_bytes=7):
+    with house.service.admit(Arrival("video", options, time.monotonic(), files=2, body_bytes=7)):
         assert house.admission.in_flight == InFlight(2 * 6, 2 * 6 * 4 * 2 * 2 * 3 + 7)
 
 
@@ -115,17 +114,17 @@ def test_of_another_caller_s_files_only_a_turn_is_waited_for(
         house.pool.before = pause
         await house.classify(b"\1", "video")
         house.pool.before = wait
-        with house.service.admit("video", ClassifyOptions(), started=time.monotonic(), caller="many") as ticket:
+        with house.service.admit(Arrival("video", ClassifyOptions(), time.monotonic(), caller="many")) as ticket:
             body = SharedBytes.of(b"\2")
             running = [asyncio.create_task(house.service.classify(ticket, body)) for _ in range(8)]
             while len(house.pool.callers) < 9:
                 await asyncio.sleep(0)
             asked.clear()
             for caller in ("many", "few"):
-                admit = functools.partial(house.service.admit, "video", ClassifyOptions(), caller=caller)
-                with admit(started=time.monotonic()) as waiting:
+                arrival = Arrival("video", ClassifyOptions(), time.monotonic(), caller=caller)
+                with house.service.admit(arrival) as waiting:
                     waiting.resume()
-                house.service.refusal("video", ClassifyOptions(), started=time.monotonic(), caller=caller)
+                house.service.refusal(arrival)
             go_on.set()
             await asyncio.gather(*running)
             body.close()

@@ -19,6 +19,7 @@ STAGES = ("upload", "decode", "queue", "inference", "postprocess")
 CODES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)  # 499: the caller left
 REJECTION_REASONS = ("queue_rows", "queue_bytes", "share", "deadline", "draining")
 NO_MODEL = "none"  # the label of requests that were answered before they were admitted
+NO_KEY = "none"  # of those without an API key that fits, which none needs where no keys are set
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -135,6 +136,8 @@ class Metrics:
         for task in TASKS:
             self._start_requests_at_zero(task, NO_MODEL)
         self._start_refusals_at_zero(NO_MODEL)
+        for code in CODES:
+            self._key_requests.labels(NO_KEY, str(code))
 
     def _start_requests_at_zero(self, task: str, model: str) -> None:
         self._request_duration.labels(task, model)
@@ -172,8 +175,7 @@ class Metrics:
         """A classification request was answered with `code` after `seconds`; `key` is the name of its API key."""
         self._requests_of(task, model, code).inc()
         self._request_duration_of(task, model).observe(seconds)
-        if key is not None:
-            self._key_requests_of(key, code).inc()
+        self._key_requests_of(NO_KEY if key is None else key, code).inc()
 
     def refused(self, task: str, seconds: float, key: str | None) -> None:
         """A request was refused at the gate, after `seconds`."""

@@ -127,7 +127,7 @@ ROWS = (
                 "Requests by API key",
                 (Query(_per_second("hiera_key_requests_total", SERVER, "key, code") + " > 0", "{{key}} {{code}}"),),
                 "reqps",
-                "Who sends how much, where API keys are set; callers take turns.",
+                "Who sends how much; callers with keys of their own take turns. none: without an API key that fits.",
                 width=12,
                 stacked=True,
             ),

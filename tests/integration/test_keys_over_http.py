@@ -93,6 +93,7 @@ def test_requests_are_counted_by_key(locked: tuple[RunningServer, Path]) -> None
     after = counted()
     assert {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)} == {
         "bob 200": 1,
+        "none 401": 1,
         "alice 415": 1,
     }
 

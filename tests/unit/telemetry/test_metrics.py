@@ -84,6 +84,8 @@ def test_what_is_reported_arrives_in_its_series() -> None:
         'hiera_requests_total{code="200",model="m",task="image"}': 1,
         'hiera_requests_total{code="429",model="none",task="video"}': 2,
         'hiera_key_requests_total{code="429",key="alice"}': 1,
+        'hiera_key_requests_total{code="429",key="none"}': 1,
+        'hiera_key_requests_total{code="200",key="none"}': 1,
         'hiera_request_duration_seconds_count{model="none",task="video"}': 2,
         'hiera_request_duration_seconds_sum{model="none",task="video"}': 0.002,
         'hiera_request_duration_seconds_count{model="m",task="image"}': 1,

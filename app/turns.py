@@ -64,6 +64,10 @@ class Turns(Generic[Item]):
         self._last = max(self._last, had)
         self._had[caller] = had + cost
 
+    def correct(self, caller: str, cost: float) -> None:
+        """What `caller` was charged before was too little by this, or too much where it is negative."""
+        self._had[caller] = self._had.get(caller, 0.0) + cost
+
     def most_urgent(self) -> Iterator[Item]:
         """The most urgent item of each caller; the lines must stay as they are meanwhile."""
         return (line[0][2] for line in self._lines.values())

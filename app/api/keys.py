@@ -99,16 +99,17 @@ class KeyRing:
         self._stamp = _stamp(file)
         lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
         entries = (line for line in lines if line and not line.startswith("#"))
-        self._digests = self._fixed | _digests(entries, self._called)
+        self._digests = self._fixed | _digests(entries, self._called, before=len(self._fixed))
 
 
-def _digests(entries: Iterable[str], called: str) -> dict[bytes, str]:
-    """Names by SHA-256 of the secret; the secrets themselves are not kept."""
+def _digests(entries: Iterable[str], called: str, before: int = 0) -> dict[bytes, str]:
+    """Names by SHA-256 of the secret; the secrets themselves are not kept. Who has none is called by its number, after
+    so many `before`."""
     digests = {}
     for number, entry in enumerate(entries, start=1):
         name, colon, secret = (part.strip() for part in entry.partition(":"))
         if not colon:
-            name, secret = f"key{number}", name
+            name, secret = f"key{before + number}", name
         if not name or not secret or not (name + secret).isprintable() or " " in secret:
             raise ValueError(
                 f"{called} {number} is not of the form name:secret, in printable characters without spaces"

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.labels is None:
         folders = class_folders(arguments.folder, task)
     else:
-        folders = listed_classes(arguments.folder, arguments.labels)
+        folders = listed_classes(arguments.folder, arguments.labels, task)
     task = task or _task_of(folders)
     manifest = first_choice(packages, task, arguments.model or default_model(settings, task))
     names = _classes_of(folders, arguments.labels, read_labels(packages / manifest.name / LABELS))

@@ -83,11 +83,13 @@ def _files_below(top: Path, suffixes: frozenset[str] | None, *, hidden: bool) ->
     yield from closed
 
 
-def listed_classes(root: Path, labels: Path) -> list[ClassFolder]:
-    """The classes of a list, by number or name, with their files in the list's order.
+def listed_classes(root: Path, labels: Path, task: Task | None) -> list[ClassFolder]:
+    """The classes of a list, by number or name, with their files in the list's order; those that end like
+    another task's do not count.
 
-    A line has a file's path, from `root` on, and its class: ImageNet's val.txt and the csv files of Kinetics are such.
-    A tab stands between them, else a comma (quotes are as in csv), else the last blank. `path,label` may be the first.
+    A line has a file's path, from `root` on or absolute, and its class: ImageNet's val.txt and the csv files of
+    Kinetics are such. A tab stands between them, else a comma (quotes are as in csv), else the last blank. `path,label`
+    may be the first.
 
     Raises:
         InvalidParameter: `labels` cannot be read, a line is no such pair, or of a file that is not there or has had
@@ -101,23 +103,26 @@ def listed_classes(root: Path, labels: Path) -> list[ClassFolder]:
     if not os.path.isdir(root):
         raise InvalidParameter(f"{shown(root)}: no such folder")
     class_of: dict[Path, str] = {}
-    for number, line in enumerate(lines, start=1):
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    for number, line in numbered:
         where = f"{shown(labels)}, line {number}"
-        if not line.strip():
-            continue
-        name, label = _pair(line.strip(), where)
-        file = root / name
+        name, label = _pair(line, where)
+        file = Path(os.path.normpath(root / name))
         if not os.path.isfile(file):
-            if number == 1 and label.lower() in ("label", "class"):
+            if number == numbered[0][0] and label.lower() in ("label", "class"):
                 continue  # the columns' names
             raise InvalidParameter(f"{where}: {shown(root)} has no file {shown(Path(name))}")
         if class_of.setdefault(file, label) != label:
             raise InvalidParameter(f"{where}: {shown(Path(name))} has another class in a line before")
     if not class_of:
         raise InvalidParameter(f"{shown(labels)}: the list is empty")
+    others = frozenset() if task is None else _suffixes(None) - _suffixes(task)
     files: dict[str, list[Path]] = {}
     for file, label in class_of.items():
-        files.setdefault(label, []).append(file)
+        if file.suffix.lower() not in others:
+            files.setdefault(label, []).append(file)
+    if not files:
+        raise InvalidParameter(f"{shown(labels)}: no file in the list is for the task {task}, by their names' endings")
     return [ClassFolder(label, tuple(files[label])) for label in sorted(files)]
 
 

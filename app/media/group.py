@@ -292,7 +292,7 @@ class WorkerGroup:
     def _forget(self, run: _Run) -> None:
         del self._runs[run.worker]
         run.ticket.timer.cancel()
-        self._waiting.charge(run.ticket, time.monotonic() - run.started)
+        self._waiting.done(run.ticket, time.monotonic() - run.started)
 
     # When time runs out.
 

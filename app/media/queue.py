@@ -12,6 +12,8 @@ from app.media.spec import DecodeJob
 from app.media.timer import Timer
 from app.turns import Turns
 
+_WEIGHT = 0.1  # about a caller's last ten jobs count
+
 
 class Ticket:
     """A job, from its arrival to its one outcome.
@@ -21,9 +23,10 @@ class Ticket:
         caller: whose turn it takes.
         future: the outcome; cancelled when nobody waits for it any more.
         attempts: how often a worker was given the job.
+        charged_s: what its caller's turn was charged for it.
     """
 
-    __slots__ = ("attempts", "body", "caller", "deadline", "future", "job", "number", "timer")
+    __slots__ = ("attempts", "body", "caller", "charged_s", "deadline", "future", "job", "number", "timer")
 
     def __init__(self, number: int, body: SharedBytes, job: DecodeJob, deadline: float, caller: str = "") -> None:
         self.number = number
@@ -33,6 +36,7 @@ class Ticket:
         self.caller = caller
         self.future: asyncio.Future[DecodedRows] = asyncio.get_running_loop().create_future()
         self.attempts = 0
+        self.charged_s = 0.0
         self.timer = Timer()
 
     @property
@@ -52,10 +56,15 @@ class Ticket:
 
 class JobQueue:
     """Tickets in their callers' turns, of one caller in order of deadline. One that expires while it waits is failed at
-    that moment."""
+    that moment.
+
+    A turn costs the time that a worker takes. It is charged when the job begins, as what the caller's jobs take as a
+    rule, or whoever has long ones could have every worker before the first one is done; and corrected by `done`.
+    """
 
     def __init__(self) -> None:
         self._turns: Turns[Ticket] = Turns()  # settled tickets stay until they come up
+        self._usual_s: dict[str, float] = {}  # of a job, by caller
 
     def __len__(self) -> int:
         """How many wait in earnest."""
@@ -74,13 +83,17 @@ class JobQueue:
                 continue
             if ticket.remaining_s > 0:
                 ticket.timer.cancel()
+                ticket.charged_s = self._usual_s.get(ticket.caller, 0.0)
+                self._turns.charge(ticket.caller, ticket.charged_s)
                 return ticket
             ticket.expire()
         return None
 
-    def charge(self, ticket: Ticket, seconds: float) -> None:
-        """A worker was `seconds` at work on `ticket`."""
-        self._turns.charge(ticket.caller, seconds)
+    def done(self, ticket: Ticket, seconds: float) -> None:
+        """A worker was `seconds` at work on `ticket`, and no longer is."""
+        self._turns.correct(ticket.caller, seconds - ticket.charged_s)
+        usual_s = self._usual_s.get(ticket.caller, seconds)
+        self._usual_s[ticket.caller] = usual_s + _WEIGHT * (seconds - usual_s)
 
     def fail_all(self, error: Callable[[], HieraError]) -> None:
         """Settle every ticket that waits."""

@@ -9,6 +9,7 @@ overtakes can bear it. No caller may take all the room.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ _OVERTAKEN_HEADROOM = 1.5
 # Where there are several callers, each may hold this many times what is left free (dynamic thresholds, Choudhury and
 # Hahne 1998): one alone two thirds of the room, two together two fifths each, and a newcomer always finds some.
 _HELD_TO_FREE = 2
+# For how long a caller who has left is expected back.
+_LATELY_S = 60.0
 
 
 class Admission:
@@ -63,7 +66,9 @@ class Admission:
         self._backlog = Backlog()  # of what is in flight and not set aside
         self._total_rows = 0
         self._total_bytes = 0
-        self._held: dict[str, InFlight] = {}  # by every caller that has ever asked
+        self._held: dict[str, InFlight] = {}  # by caller; none is nothing
+        self._asked: tuple[str, float] = ("", -math.inf)  # who was the last to ask, and when
+        self._asked_before: tuple[str, float] = ("", -math.inf)  # and of the others the last
 
     @property
     def max_rows(self) -> int:
@@ -104,9 +109,9 @@ class Admission:
         with self._lock:
             if reservation.released:
                 return
-            refusal = self._refusal(more)
+            held = reservation.held
+            refusal = self._refusal(more, InFlight(held.rows, held.nbytes))
             if refusal is None:
-                held = reservation.held
                 reservation.held = replace(held, rows=held.rows + more.rows, nbytes=held.nbytes + more.nbytes)
                 if reservation.place is not None:
                     self._backlog.grow(reservation.place, more.rows)
@@ -118,9 +123,10 @@ class Admission:
             self._on_reject(more.lane.model, reason)
             raise error
 
-    def _refusal(self, demand: Demand) -> tuple[str, Overloaded] | None:
+    def _refusal(self, demand: Demand, own: InFlight = NOTHING) -> tuple[str, Overloaded] | None:
+        """Why a demand is refused; of a request that has `own` already."""
         lane, rows, nbytes = demand.lane, demand.rows, demand.nbytes
-        held = self._held.setdefault(demand.caller, NOTHING)
+        shared = self._is_shared(demand.caller)
         others = NOTHING if self._peers is None else self._peers.in_flight()
         total_rows, total_bytes = self._total_rows + others.rows, self._total_bytes + others.bytes
         if total_rows == 0 and total_bytes == 0:
@@ -134,7 +140,7 @@ class Admission:
             wait_s = self._all_s(lane.device)
             return "queue_bytes", _overloaded("too many bytes are being worked on; try again later", wait_s)
         free = InFlight(self._max_rows - total_rows - rows, self._max_bytes - total_bytes - nbytes)
-        if len(self._held) > 1 and _holds_too_much(held, rows, nbytes, free):
+        if shared and self._holds_too_much(demand, own, free):
             wait_s = min(self._all_s(lane.device), lane.predict_s(rows))
             return "share", _overloaded("this key has more in the queue than it leaves free; try again later", wait_s)
         return None if demand.decode_s is None else self._lateness(demand, demand.decode_s)
@@ -166,10 +172,30 @@ class Admission:
         others_s = 0.0 if self._peers is None else self._peers.backlog_s(device)
         return others_s + self._backlog.seconds().get(device, 0.0)
 
+    def _is_shared(self, caller: str) -> bool:
+        """Whether somebody else than this caller, who asks now, has something here or has asked lately."""
+        now = self._clock()
+        if self._asked[0] != caller:
+            self._asked_before = self._asked
+        self._asked = (caller, now)
+        return now - self._asked_before[1] < _LATELY_S or len(self._held) > (caller in self._held)
+
+    def _holds_too_much(self, demand: Demand, own: InFlight, free: InFlight) -> bool:
+        """Whether a caller may not have what leaves `free`. Who has nothing else may have all of it."""
+        held = self._held.get(demand.caller, NOTHING)
+        if held == own:
+            return False
+        # Connections are spread over the processes that admit, so a caller has as much in each.
+        everywhere = 1 if self._peers is None else self._peers.processes
+        rows, nbytes = everywhere * held.rows + demand.rows, everywhere * held.bytes + demand.nbytes
+        return rows > _HELD_TO_FREE * free.rows or nbytes > _HELD_TO_FREE * free.bytes
+
     def _count(self, caller: str, rows: int, nbytes: int) -> None:
         """So much more is in flight, or less."""
-        held = self._held[caller]
-        self._held[caller] = InFlight(held.rows + rows, held.bytes + nbytes)
+        held = self._held.get(caller, NOTHING)
+        self._held[caller] = held = InFlight(held.rows + rows, held.bytes + nbytes)
+        if held == NOTHING:
+            del self._held[caller]
         self._total_rows += rows
         self._total_bytes += nbytes
         self._publish()
@@ -270,13 +296,6 @@ class Reservation:
     def release(self) -> None:
         """Give everything back; idempotent."""
         self._admission._release(self)
-
-
-def _holds_too_much(held: InFlight, rows: int, nbytes: int, free: InFlight) -> bool:
-    """Whether who holds `held` may not have more, where that leaves `free`. Who holds nothing may have all of it."""
-    if held == NOTHING:
-        return False
-    return held.rows + rows > _HELD_TO_FREE * free.rows or held.bytes + nbytes > _HELD_TO_FREE * free.bytes
 
 
 def _overloaded(message: str, wait_s: float) -> Overloaded:

@@ -15,6 +15,7 @@ from itertools import accumulate
 from operator import attrgetter
 
 _by_deadline = attrgetter("deadline")
+_LOOKED_AT = 64  # places of a line
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ class Backlog:
         line = lines[place.caller]
         del line.places[line.places.index(place, bisect_left(line.places, place.deadline, key=_by_deadline))]
         for counts in (self._rows, line.rows):
-            counts[place.lane] -= place.rows
-            if not counts[place.lane]:
-                del counts[place.lane]
+            left = counts.get(place.lane, 0) - place.rows
+            if left:
+                counts[place.lane] = left
+            else:
+                counts.pop(place.lane, None)
         if not line.places:
             del lines[place.caller]
 
@@ -144,8 +147,11 @@ class Backlog:
                 start, shift_s = 0, 0.0
             if start == len(line.places):
                 continue
-            done_s = list(accumulate(place.rows * row_s[place.lane] for place in line.places))
-            for place, own_done_s in zip(line.places[start:], done_s[start:], strict=True):
+            done_s = list(accumulate(place.rows * row_s.get(place.lane, 0.0) for place in line.places))
+            # Neighbours are about as badly off: some of a long line stand for all.
+            step = max(1, (len(line.places) - start) // _LOOKED_AT)
+            for at in range(len(line.places) - 1, start - 1, -step):
+                place, own_done_s = line.places[at], done_s[at]
                 before_s, after_s = today.done_s(own_done_s), then.done_s(own_done_s + shift_s)
                 left_s = place.deadline - now
                 if before_s < after_s and before_s <= left_s:
@@ -178,4 +184,4 @@ def _count(places: Iterable[Place]) -> dict[Lane, int]:
 
 
 def _seconds(rows: Mapping[Lane, float], row_s: Mapping[Lane, float]) -> float:
-    return sum(count * row_s[lane] for lane, count in rows.items())
+    return sum(count * row_s.get(lane, 0.0) for lane, count in rows.items())

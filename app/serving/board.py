@@ -47,6 +47,11 @@ class AdmissionBoard:
         self._devices: set[str] = set()
         self._mine[:] = 0.0
 
+    @property
+    def processes(self) -> int:
+        """All workers."""
+        return 1 + len(self._others)
+
     def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None:
         """Show what this worker has in flight, and its seconds of work by device."""
         line = self._mine

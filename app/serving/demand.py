@@ -64,7 +64,10 @@ NOTHING = InFlight(0, 0)
 
 
 class Peers(Protocol):
-    """Other processes that admit work for the same engines."""
+    """Other processes that admit work for the same engines. With this one they are `processes`."""
+
+    @property
+    def processes(self) -> int: ...
 
     def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None:
         """This process has `mine` in flight, which is so many seconds of work by device."""

@@ -246,7 +246,7 @@ class Service:
     async def _decode(self, ticket: Ticket, body: SharedBytes) -> DecodedRows:
         load = self._decode_load[ticket.model.manifest.task]
         deadline, caller = ticket.deadline, ticket.caller
-        turns, began = load.enter(deadline, caller), time.monotonic()
+        expected, began = load.enter(deadline, caller), time.monotonic()
         # Rows that come too late to be inferred are not worth decoding. But a prediction from a busy time that is over
         # takes at most half of what is left: without rows that are inferred it would stay as it is.
         inferred_s = ticket.model.lane.predict_s(rows_of(ticket.job))
@@ -254,11 +254,11 @@ class Service:
         try:
             rows = await self._pool.decode(body, ticket.job, latest, caller)
         except DeadlineExceeded:
-            load.observe_expiry(turns, time.monotonic() - began)
+            load.observe_expiry(expected, time.monotonic() - began, caller)
             raise
         finally:
             load.leave(deadline, caller)
-        load.observe(turns, time.monotonic() - began)
+        load.observe(expected, time.monotonic() - began, rows.decode_s, caller)
         return rows
 
     def _deadline(self, arrival: Arrival) -> float:

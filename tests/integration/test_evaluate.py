@@ -178,6 +178,19 @@ def test_a_list_says_of_what_class_files_are(
     assert sum(each["files"] for each in document["folders"].values()) == 4
 
 
+def test_of_a_mixed_list_the_files_of_the_task_count(colour_repository: Path, flat: Path, tmp_path: Path) -> None:
+    (flat / "clip.mp4").write_bytes(b"a clip")
+    listed = tmp_path / "val.txt"
+    listed.write_text("\npath label\nclip.mp4 2\nc.jpg 0\ne 2\n")
+    done = hiera_serve("evaluate", flat, "--labels", listed, model_repository=colour_repository)
+    assert "say which count with --task image or --task video" in done.stderr
+    document = measured(flat, colour_repository, "--labels", listed, "--task", "image")
+    assert (document["files"], document["top1"], document["failed"]) == (2, 1.0, 0)
+    listed.write_text("c.jpg 0\n")
+    done = hiera_serve("evaluate", flat, "--labels", listed, "--task", "video", model_repository=colour_repository)
+    assert "no file in the list is for the task video" in done.stderr
+
+
 def test_people_get_the_labels_of_a_lists_numbers(colour_repository: Path, flat: Path, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("a b.jpg 0\ne 0\n")
     done = hiera_serve("evaluate", flat, "--labels", tmp_path / "val.txt", model_repository=colour_repository)
@@ -196,6 +209,7 @@ def test_what_is_wrong_with_a_list_is_said_with_the_line(colour_repository: Path
         ("c.jpg," + 200_000 * "r" + "\n", f"{listed}, line 1: a path and a class are wanted"),
         ("c.jpg,\n", f"{listed}, line 1: a path and a class are wanted"),
         ("c.jpg 0\ne 2\n./c.jpg 1\n", f"{listed}, line 3: c.jpg has another class in a line before"),
+        ("c.jpg 0\nbelow/../c.jpg 1\n", f"{listed}, line 2: below/../c.jpg has another class in a line before"),
         ("c.jpg 3\n", f"{listed}: 3: no such class; the model has 3, numbered from 0"),
         ("c.jpg red\ne bleu\n", f"{listed}: bleu: no such class"),
         ("c.jpg -1\ne red\n", f"{listed}: -1: no such class"),

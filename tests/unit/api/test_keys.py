@@ -44,6 +44,12 @@ def test_names_are_told_once_each() -> None:
     assert KeyRing().names == ()
 
 
+def test_secrets_without_a_name_are_callers_of_their_own_wherever_they_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("third\nfourth\n")
+    assert KeyRing(["first", "second"], file).names == ("key1", "key2", "key3", "key4")
+
+
 def test_a_key_is_known_by_its_name() -> None:
     keys = KeyRing(["alice:aaa", "bob:b:b:b", "plain", " dave : ddd "])
     assert keys.required

@@ -55,8 +55,35 @@ def test_callers_take_turns_by_the_time_that_their_files_take() -> None:
         order = []
         while (ticket := queue.pop()) is not None:
             order.append(ticket.number)
-            queue.charge(ticket, 3.0 if ticket.caller == "slow" else 1.0)
+            queue.done(ticket, 3.0 if ticket.caller == "slow" else 1.0)
         assert order == [0, 100, 101, 102, 1, 103, 104, 105, 2, 3, 4, 5]
+
+    in_a_loop(scene)
+
+
+def test_who_has_long_jobs_gets_no_second_worker_before_the_first_one_is_done() -> None:
+    async def scene() -> None:
+        queue = JobQueue()
+
+        def push(caller: str, *numbers: int) -> None:
+            for number in numbers:
+                queue.push(Ticket(number, SharedBytes.of(b""), PHOTO, time.monotonic() + 50.0, caller))
+
+        def pop() -> Ticket:
+            ticket = queue.pop()
+            assert ticket is not None
+            return ticket
+
+        push("long", *range(6))
+        push("short", *range(100, 108))
+        for seconds in (60.0, 1.0):  # now it is known what their jobs take
+            queue.done(pop(), seconds)
+        running = [pop() for _ in range(4)]
+        assert [ticket.caller for ticket in running] == ["short"] * 4
+        for ticket in running:
+            queue.done(ticket, 15.0)
+        running = [pop() for _ in range(3)]
+        assert [ticket.caller for ticket in running] == ["long", "short", "short"]
 
     in_a_loop(scene)
 

@@ -249,6 +249,8 @@ def test_what_is_released_stays_released(admission: Admission) -> None:
 class Noticeboard:
     """Other processes, which have nothing in flight; keeps what they are told."""
 
+    processes = 2
+
     def __init__(self) -> None:
         self.told: list[tuple[InFlight, dict[str, float]]] = []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from collections.abc import Mapping
 
 import pytest
 from serving_fakes import Clock
@@ -11,7 +13,7 @@ from serving_fakes import Clock
 from app.errors import Overloaded
 from app.serving.admission import Admission
 from app.serving.backlog import Backlog, Lane
-from app.serving.demand import Demand
+from app.serving.demand import NOTHING, Demand, InFlight
 from app.turns import Turns
 
 NOW = 1000.0
@@ -174,9 +176,99 @@ def test_bytes_are_shared_as_rows_are() -> None:
     assert rejections == ["share"]
 
 
+class Alone:
+    """Other processes, which have nothing in flight."""
+
+    processes = 2
+
+    def publish(self, mine: InFlight, backlog_s: Mapping[str, float]) -> None: ...
+
+    def in_flight(self) -> InFlight:
+        return NOTHING
+
+    def backlog_s(self, device: str) -> float:
+        return 0.0
+
+
 def test_who_holds_nothing_may_have_all_that_is_free() -> None:
     clock = Clock()
     admission = admission_of(clock, max_rows=100)
     instant = lane_of(0.0)
     admission.admit(Demand(instant, rows=40, nbytes=0, deadline=math.inf, caller="a"))
     admission.admit(Demand(instant, rows=60, nbytes=0, deadline=math.inf, caller="b"))
+
+
+def test_a_request_alone_may_grow_to_all_of_the_room_whoever_came_before() -> None:
+    clock = Clock()
+    admission = admission_of(clock, max_rows=100)
+    instant = lane_of(0.0)
+    admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="b")).release()
+    alone = admission.admit(Demand(instant, rows=1, nbytes=10, deadline=math.inf, caller="a"))
+    alone.grow(rows=98, nbytes=9_000)
+    with pytest.raises(Overloaded, match="than it leaves free"):
+        admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="a"))
+    admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="b"))
+
+
+def test_room_is_kept_for_another_caller_for_a_minute_after_it_left() -> None:
+    clock = Clock()
+    admission = admission_of(clock, max_rows=90)
+    instant = lane_of(0.0)
+
+    def held_by(caller: str) -> int:
+        held = []
+        with contextlib.suppress(Overloaded):
+            while True:
+                held.append(admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller=caller)))
+        for reservation in held:
+            reservation.release()
+        return len(held)
+
+    assert held_by("a") == 90
+    other = admission.admit(Demand(instant, rows=0, nbytes=1, deadline=math.inf, caller="b"))
+    assert held_by("a") == 60
+    clock.now += 61.0
+    assert held_by("a") == 60  # it has not left yet
+    other.release()
+    assert held_by("a") == 90
+    admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="b")).release()
+    clock.now += 59.0
+    assert held_by("a") == 60
+    assert held_by("b") == 60  # the other one has come now
+    clock.now += 61.0
+    assert held_by("b") == 90
+    assert admission._held == {}
+
+
+def test_a_caller_has_as_much_in_other_processes() -> None:
+    class Three(Alone):
+        processes = 3
+
+    clock = Clock()
+    admission = Admission(max_rows=90, max_bytes=10_000, clock=clock, peers=Three())
+    instant = lane_of(0.0)
+    admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="b")).release()
+    held = 0
+    with contextlib.suppress(Overloaded):
+        while True:
+            admission.admit(Demand(instant, rows=1, nbytes=0, deadline=math.inf, caller="a"))
+            held += 1
+    assert held == 36  # 3 × 35 + 1 rows are within twice the 54 that are left
+
+
+def test_a_place_without_rows_is_left_like_any_other() -> None:
+    backlog = Backlog()
+    place = backlog.join(SECOND, "a", 0, NOW)
+    other = backlog.join(SECOND, "a", 2, NOW)
+    backlog.leave(other)
+    backlog.leave(place)
+    assert SECOND not in backlog
+
+
+def test_of_a_long_line_some_places_stand_for_all() -> None:
+    backlog = Backlog()
+    for number in range(1000):
+        backlog.join(SECOND, "long", 1, NOW + 3.0 * number + 10.0)
+    spare_s = backlog.shortest_spare_s("cpu", "new", NOW + 9999.0, 4.0, NOW, 2.0)
+    exact = [(3.0 * number + 10.0) / 2.0 - (number + 1 + min(4.0, number + 1)) for number in range(1000)]
+    assert spare_s == pytest.approx(min(exact), abs=10.0)

@@ -173,4 +173,6 @@ def _declared_seconds(file: VideoFile, start_s: float, fps: float, missing: int)
         return 0.0
     if declared_s and file.format in ("mp4", "mov"):
         return declared_s  # of what the edit list leaves; the frames are counted without it
-    return max(declared_s, file.stream.frames / fps)
+    declared_s = max(declared_s, file.stream.frames / fps)
+    # An AVI counts frames without bytes before its first picture, too.
+    return declared_s - max(0.0, start_s) if is_timed_by_decoding(file) else declared_s

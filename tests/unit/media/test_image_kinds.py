@@ -338,33 +338,43 @@ def test_a_picture_that_is_wholly_transparent_is_white(format: str) -> None:
     assert (decode(encode(Image.new("RGBA", (32, 32), (200, 0, 0, 0)), format), SPEC) == 255).all()
 
 
+@pytest.mark.parametrize("hidden", [None, 1])
 @pytest.mark.parametrize("bits", [2, 4])
-def test_the_transparent_level_of_a_png_of_few_bits_is_white(bits: int) -> None:
+def test_the_transparent_level_of_a_png_of_few_bits_is_white(bits: int, hidden: int | None) -> None:
     most = (1 << bits) - 1
     levels = np.repeat(np.array([0, 1, 2, most]), 8)
     packed = np.packbits((levels[:, None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).ravel()).tobytes()
     data = (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, bits, 0, 0, 0, 0))
-        + png_chunk(b"tRNS", struct.pack(">H", 1))
+        + (b"" if hidden is None else png_chunk(b"tRNS", struct.pack(">H", hidden)))
         + png_chunk(b"IDAT", zlib.compress((b"\0" + packed) * 32))
         + png_chunk(b"IEND", b"")
     )
-    assert greys(data) == [0, 255, 2 * 255 // most, 255]
+    assert greys(data) == [0, 255 // most if hidden is None else 255, 2 * 255 // most, 255]
 
 
-def test_the_transparent_colour_of_a_png_of_16_bits_is_white() -> None:
+def test_the_transparent_colour_of_a_png_of_few_colours_is_white() -> None:
+    image = Image.fromarray(np.repeat(np.arange(4, dtype=np.uint8), 8)[None].repeat(32, axis=0))
+    image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    row = decode(encode(image, "PNG", transparency=1), SPEC)
+    assert row[16, [4, 12, 20, 28]].tolist() == [[0, 0, 0], [255, 255, 255], [0, 200, 0], [0, 0, 200]]
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_the_transparent_colour_of_a_png_of_16_bits_is_white(hides: bool) -> None:
     colours = (np.array([(9, 200, 30), (50, 50, 50), (200, 30, 40), (0, 0, 0)]) * 256 + 17).astype(">u2")
     line = np.repeat(colours, 8, axis=0).tobytes()
     data = (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
-        + png_chunk(b"tRNS", colours[2].tobytes())
+        + (png_chunk(b"tRNS", colours[2].tobytes()) if hides else b"")
         + png_chunk(b"IDAT", zlib.compress((b"\0" + line) * 32))
         + png_chunk(b"IEND", b"")
     )
     row = decode(data, SPEC)
-    assert row[16, [4, 12, 20, 28]].tolist() == [[9, 200, 30], [50, 50, 50], [255, 255, 255], [0, 0, 0]]
+    third = [255, 255, 255] if hides else [200, 30, 40]
+    assert row[16, [4, 12, 20, 28]].tolist() == [[9, 200, 30], [50, 50, 50], third, [0, 0, 0]]
 
 
 @pytest.mark.parametrize(

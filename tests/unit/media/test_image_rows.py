@@ -275,11 +275,12 @@ def test_progressive_jpeg_is_decoded_as_any_other() -> None:
     assert far_off(decode(data), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
 
 
-def test_bytes_that_are_no_jpeg_data_between_markers_do_not_matter() -> None:
+@pytest.mark.parametrize("marker", [b"\xff\xc0", b"\xff\xd9"], ids=["frame header", "end"])
+def test_bytes_that_are_no_jpeg_data_between_markers_do_not_matter(marker: bytes) -> None:
     """libjpeg warns of them, and Pillow takes no notice; so must we."""
     data = encode(scene(500, 331), "JPEG")
-    at = data.index(b"\xff\xc0")
-    spoilt = data[:at] + b"\0\0\0" + data[at:]
+    at = data.rindex(marker)
+    spoilt = data[:at] + b"\1\2\3" * 8 + data[at:]
     assert far_off(decode(spoilt), textbook(data)) <= ONE_IN_A_MILLION_OR_SO
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool_scenes import a_pool, children, order, run, until, workers
+from pool_scenes import HOSTILE_WORKER, a_pool, children, order, run, until, workers
 from test_pool_starts import command_of, parent_of
 
 from app.media import supervisor
+from app.media.limits import MediaLimits
+from app.media.messages import WorkerSettings
+from app.media.process import ForkServer, WorkerProcess
 from app.media.supervisor import FAILED_STARTS_TOLERATED
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -72,6 +76,71 @@ def test_a_fork_server_that_is_killed_leaves_no_zombies_in_a_container() -> None
         assert not children()
 
     run(scene)
+
+
+async def a_worker() -> tuple[ForkServer, WorkerProcess, asyncio.Event]:
+    """A fork server, a worker of it that is ready, and whether that has ended."""
+    forks = ForkServer(WorkerSettings("image", MediaLimits(), memory_bytes=1 << 30), HOSTILE_WORKER)
+    worker, ended = forks.fork(), asyncio.Event()
+    worker.on_exit = ended.set
+    await until(lambda: bool(select.select([worker.channel], [], [], 0)[0]))
+    worker.receive()
+    return forks, worker, ended
+
+
+def test_a_worker_may_be_killed_when_its_fork_server_has_just_ended() -> None:
+    async def scene() -> None:
+        forks, worker, ended = await a_worker()
+        forks.close()
+        worker.kill()  # of its end it will be told in a moment
+        await asyncio.wait_for(ended.wait(), 30)
+        assert worker.reap() == -signal.SIGKILL
+
+    run(scene)
+    assert not children()
+
+
+def test_a_fork_server_that_takes_no_more_orders_ends_with_the_worker_that_is_to_be_killed() -> None:
+    async def scene() -> None:
+        _, worker, ended = await a_worker()
+        (fork_server,) = children()
+        os.kill(fork_server, signal.SIGSTOP)
+        for _ in range(5000):  # far more than a socket holds
+            worker.kill()
+        await asyncio.wait_for(ended.wait(), 30)
+        assert worker.reap() == -signal.SIGKILL
+
+    run(scene)
+    assert not children()
+
+
+def test_a_fork_server_that_is_retired_after_its_last_worker_ends() -> None:
+    async def scene() -> None:
+        forks, worker, ended = await a_worker()
+        worker.hang_up()
+        await asyncio.wait_for(ended.wait(), 30)
+        assert worker.reap() == 0
+        assert len(children()) == 1
+        forks.retire()
+        assert not children()
+
+    run(scene)
+
+
+def test_the_log_has_the_end_of_what_a_fork_server_said_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    says = "os.write(2, b'the beginning' + b'x' * 3000 + bytes([255]) + b' the end')"
+
+    async def scene() -> None:
+        async with a_pool(command=command_of(tmp_path, says)) as (pool, counts):
+            for fork_server in children():
+                os.kill(fork_server, signal.SIGKILL)
+            await until(lambda: counts.restarts["killed"] == 2)
+            await until(lambda: pool.worker_states["idle"] == 2)
+
+    run(scene)
+    told = [record.getMessage() for record in caplog.records if "its fork server has ended: xx" in record.getMessage()]
+    assert len(told) == 2
+    assert all("\ufffd the end" in each and "the beginning" not in each for each in told)
 
 
 @pytest.mark.usefixtures("_process_1")

@@ -92,6 +92,34 @@ def still_at_the_end(data: bytes, dropped: int) -> bytes:
     return bytes(file)
 
 
+def late_to_begin(data: bytes, dropped: int) -> bytes:
+    """An AVI whose first so many frames have no bytes of their own, as of a recorder that waits for its camera."""
+    file = bytearray(data)
+    movi = file.index(b"movi")
+    (size,) = struct.unpack_from("<I", file, movi - 4)
+    index = movi - 4 + 4 + size
+    (index_size,) = struct.unpack_from("<I", file, index + 4)
+    for at in range(index + 8, index + 8 + index_size, 16):
+        (offset,) = struct.unpack_from("<I", file, at + 8)
+        struct.pack_into("<I", file, at + 8, offset + 8 * dropped)
+    file[index + 8 : index + 8] = b"".join(struct.pack("<4sIII", b"00dc", 0, 4 + 8 * n, 0) for n in range(dropped))
+    struct.pack_into("<I", file, index + 4, index_size + 16 * dropped)
+    file[movi + 4 : movi + 4] = (b"00dc" + bytes(4)) * dropped
+    struct.pack_into("<I", file, movi - 4, size + 8 * dropped)
+    for at in (file.index(b"avih") + 8 + 16, file.index(b"strh") + 8 + 32):
+        (frames,) = struct.unpack_from("<I", file, at)
+        struct.pack_into("<I", file, at, frames + dropped)
+    struct.pack_into("<I", file, 4, len(file) - 8)
+    return bytes(file)
+
+
+def test_an_avi_that_begins_in_frames_without_bytes_begins_with_its_first_picture() -> None:
+    data = write(Clip("avi", "mpeg4", frames=150, gop=24, max_b_frames=2))
+    numbers, info = decode(late_to_begin(data, 40))
+    assert numbers == decode(data)[0]
+    assert info.frames == 150
+
+
 def test_an_avi_that_ends_in_frames_without_bytes_holds_its_last_picture() -> None:
     data = still_at_the_end(write(Clip("avi", "mpeg4", frames=150, gop=24)), 150)
     numbers, info = decode(data)

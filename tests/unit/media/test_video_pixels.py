@@ -69,15 +69,17 @@ def test_one_crop_is_the_centre_of_the_scaled_frame(size: tuple[int, int]) -> No
     assert np.abs(np.roll(row, 1, axis=1) - reference).mean() > np.abs(row - reference).mean() + 0.5
 
 
+@pytest.mark.parametrize(("height", "width"), [(112, 112), (80, 112), (112, 80)])
 @pytest.mark.parametrize("size", [(640, 360), (360, 640)])
-def test_three_crops_cover_the_frame_from_end_to_end(size: tuple[int, int]) -> None:
+def test_three_crops_cover_the_frame_from_end_to_end(size: tuple[int, int], height: int, width: int) -> None:
     data = write(Clip(frames=3, width=size[0], height=size[1], draw=a_scene, options={"crf": "10"}))
     image = textbook(data, 112)
-    rows = decode(data, spec(128, 112), crops=3)[:, 0]
-    slack = max(image.size) - 112
-    for row, offset in zip(rows, (0, math.ceil(slack / 2), slack), strict=True):
-        left, top = (offset, 0) if image.width > image.height else (0, offset)
-        reference = np.asarray(image.crop((left, top, left + 112, top + 112))).astype(np.int64)
+    rows = decode(data, dataclasses.replace(spec(128, 112), height=height, width=width), crops=3)[:, 0]
+    right, down = image.width - width, image.height - height
+    for row, place in zip(rows, (0, 0.5, 1), strict=True):
+        across, along = (place, 0.5) if image.width > image.height else (0.5, place)
+        left, top = math.ceil(across * right), math.ceil(along * down)
+        reference = np.asarray(image.crop((left, top, left + width, top + height))).astype(np.int64)
         assert np.abs(row - reference).mean() < CLOSE
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import struct
+from collections.abc import Sequence
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -115,6 +118,18 @@ def test_a_video_cut_off_before_the_clip_is_broken_and_says_how_much_is_there(na
         decode(data[: int(len(data) * 0.3)])
 
 
+def test_a_header_may_be_a_tenth_off_where_it_counts_no_frames() -> None:
+    data = bytearray(write(Clip("matroska", frames=600, gop=30)))
+    at = data.index(b"\x44\x89\x88") + 3  # the duration, in milliseconds
+    out = np.zeros((2, 16, 160, 160, 3), np.uint8)
+    struct.pack_into(">d", data, at, 21_900.0)
+    info = decode_video(bytes(data), SPEC, MediaLimits(), out, clips=2)
+    assert (info.frames, read_number(out[1, -1])) == (600, 599)
+    struct.pack_into(">d", data, at, 22_500.0)
+    with pytest.raises(BrokenMedia, match=r"breaks off after 20\.0 of 22\.5 s"):
+        decode_video(bytes(data), SPEC, MediaLimits(), out, clips=2)
+
+
 def test_an_mp4_that_lost_its_end_says_how_far_it_goes(tmp_path: Path) -> None:
     data = indexed_first(write(Clip(frames=300, gop=30)), tmp_path / "fast.mp4")
     with pytest.raises(BrokenMedia, match=r"breaks off after [12]\.\d of 10\.0 s: the upload may be incomplete"):
@@ -154,6 +169,42 @@ def test_damage_inside_of_the_clip_is_bridged_by_frames_close_by(tmp_path: Path)
     expected = [read_number(frame) for frame in decode(clean)[0]]
     assert [a for a, b in zip(numbers, expected, strict=True) if b < 122] == [b for b in expected if b < 122]
     assert max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) <= 15
+
+
+def every_frame(spoilt: Sequence[int]) -> list[int]:
+    """What is shown of 16 key frames, at 10 a second from the fifth second on, of which some are spoilt."""
+    times = [5000 + 100 * number for number in range(16)]
+    clip = Clip("matroska", "mjpeg", 16, 10, pixel_format="yuvj420p", times=times, time_base=Fraction(1, 1000))
+    data = write(clip)
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for number in spoilt:
+        data = data.replace(packets[number], bytes(len(packets[number])))
+    out = np.zeros((1, 16, 160, 160, 3), np.uint8)
+    decode_video(data, dataclasses.replace(SPEC, stride=1, target_fps=10), MediaLimits(), out)
+    return [read_number(frame) for frame in out[0]]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "shown"),
+    [
+        ([], [*range(16)]),
+        ([7], [*range(7), 6, *range(8, 16)]),  # of two that are as near the one before
+        (range(4, 14), [0, 1, 2, 3, *[3] * 5, *[14] * 5, 14, 15]),
+        (range(5), [*[5] * 5, *range(5, 16)]),
+        (range(11, 16), [*range(11), *[10] * 5]),
+    ],
+)
+def test_the_nearest_frame_within_half_a_second_stands_in(spoilt: Sequence[int], shown: list[int]) -> None:
+    assert every_frame(spoilt) == shown
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "at"), [(range(4, 15), r"0\.9"), (range(6), r"0\.0"), (range(10, 16), r"1\.5")], ids=str
+)
+def test_damage_that_no_frame_is_near_to_is_told_by_its_time_in_the_video(spoilt: range, at: str) -> None:
+    with pytest.raises(BrokenMedia, match=f"the video is damaged: nothing near {at} s can be decoded"):
+        every_frame(spoilt)
 
 
 def test_a_video_of_which_nothing_decodes_is_broken(tmp_path: Path) -> None:
@@ -213,8 +264,14 @@ def test_far_too_many_streams_are_called_so_and_not_a_lack_of_memory(tracks: int
 
 def test_frames_that_no_header_counts_are_counted() -> None:
     data = write(Clip("matroska", frames=120))
-    with pytest.raises(LimitExceeded, match="at most 100"):
+    with pytest.raises(LimitExceeded, match="101 frames or more; at most 100"):  # and no further
         decode(data, MediaLimits(max_frames=100))
+
+
+def test_a_length_that_no_header_tells_is_measured() -> None:
+    clip = Clip("matroska", frames=40, container_options={"live": "1"}, times=range(0, 400, 10), time_base=Fraction(1))
+    with pytest.raises(LimitExceeded, match="lasts 390 s; at most 100 s"):
+        decode(write(clip), MediaLimits(max_video_seconds=100))
 
 
 def test_a_header_that_hides_the_size_of_the_frames_gains_nothing() -> None:

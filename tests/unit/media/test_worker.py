@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from pool_scenes import CLIP, PHOTO, a_pool, children, found, order, run, workers
 
-from app.errors import BrokenMedia
+from app.errors import BrokenMedia, LimitExceeded
 
 SERVER = """
 import asyncio, os, signal, sys, time
 sys.path.insert(0, {here!r})
-from app.errors import BrokenMedia
+from app.errors import BrokenMedia, LimitExceeded
 from pool_scenes import a_pool, children, order, workers
 
 async def main():
@@ -119,6 +119,26 @@ def test_a_worker_keeps_no_descriptor_of_jobs_that_are_done() -> None:
                 with pytest.raises(Exception, match="broken as ordered"):
                     await order(pool, "broken")
             assert await found(pool, "descriptors") == before
+
+    run(scene)
+
+
+def test_a_file_that_does_not_fit_into_a_workers_memory_is_too_large_and_not_broken() -> None:
+    async def scene() -> None:
+        async with a_pool(worker_memory_bytes=64 << 20) as (pool, counts):
+            with pytest.raises(LimitExceeded, match="memory"):
+                await order(pool, b"length:" + bytes(100 << 20))
+            (await order(pool, "fill:1")).close()
+            assert not counts.restarts
+
+    run(scene)
+
+
+def test_a_worker_says_how_long_a_file_took() -> None:
+    async def scene() -> None:
+        async with a_pool() as (pool, _):
+            with await order(pool, "sleep:0.1") as decoded:
+                assert decoded.decode_s >= 0.1
 
     run(scene)
 

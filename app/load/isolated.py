@@ -16,6 +16,9 @@ Order = TypeVar("Order")
 Result = TypeVar("Result")
 Work = Callable[[Order, Progress], Result]
 
+# What ends the load generator, too. Ctrl-C does not: that is for who started it.
+_ENDS = {signal.SIGTERM, signal.SIGHUP}
+
 
 class GeneratorDied(HieraError):
     code = "generator_died"
@@ -40,13 +43,14 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(work, order, theirs), name="load-generator", daemon=True)
     resource_tracker.ensure_running()  # which would lift the block below
-    ours_to_hear = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it inherits that: Ctrl-C is for us
     try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ours_to_hear)
-    theirs.close()
-    try:
+        # The process inherits what is blocked. An exception in mid-start would leave it half told what to do.
+        ours_to_hear = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDS})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ours_to_hear)
+        theirs.close()
         while True:
             result, message = ours.recv()
             if message is None:
@@ -57,15 +61,18 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
         process.join()
         raise GeneratorDied(f"the load generator ended with exit code {process.exitcode} and no result") from None
     except BaseException:  # nobody waits for what it measures any more
-        process.kill()
+        if process.pid is not None:
+            process.kill()
         raise
     finally:
         ours.close()
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
+        if process.pid is not None:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
 
 
 def _main(work: Work[Order, Result], order: Order, pipe: Pipe) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
     pipe.send((work(order, lambda fraction, answers: pipe.send((None, (fraction, answers)))), None))
     pipe.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from app.errors import HieraError
@@ -15,9 +17,6 @@ from app.load.generator import Progress, Samples, Workload, run_workload
 Order = TypeVar("Order")
 Result = TypeVar("Result")
 Work = Callable[[Order, Progress], Result]
-
-# What ends the load generator, too. Ctrl-C does not: that is for who started it.
-_ENDS = {signal.SIGTERM, signal.SIGHUP}
 
 
 class GeneratorDied(HieraError):
@@ -42,14 +41,12 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(work, order, theirs), name="load-generator", daemon=True)
-    resource_tracker.ensure_running()  # which would lift the block below
+    resource_tracker.ensure_running()  # which would lift the block of `_start`
     try:
-        # The process inherits what is blocked. An exception in mid-start would leave it half told what to do.
-        ours_to_hear = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDS})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, ours_to_hear)
+        # By a thread: signals become exceptions on the main one, and in mid-start one would leave the process half told
+        # what to do.
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(_start, process).result()
         theirs.close()
         while True:
             result, message = ours.recv()
@@ -72,7 +69,11 @@ def in_a_process(work: Work[Order, Result], order: Order, progress: Progress | N
                 process.kill()
 
 
+def _start(process: BaseProcess) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits that: Ctrl-C is for this one
+    process.start()
+
+
 def _main(work: Work[Order, Result], order: Order, pipe: Pipe) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
     pipe.send((work(order, lambda fraction, answers: pipe.send((None, (fraction, answers)))), None))
     pipe.close()

@@ -54,7 +54,7 @@ def cpu_precision(of_graph: str, wanted: str) -> str:
 
 def _capabilities() -> list[str]:
     """What the CPU has instructions for."""
-    return list(_core(None).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return list(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def open_engines(
@@ -119,20 +119,18 @@ def _identity(graph: Graph, properties: dict[str, str]) -> str:
 
 
 @functools.cache
-def _core(cache_dir: Path | None) -> ov.Core:
+def _core() -> ov.Core:
     """Kept as long as the process: a core gives the thread that makes it another stack for signals, and takes that away
     when its last model goes, on whatever thread. The next signal would end the process there."""
-    core = ov.Core()
-    if cache_dir is not None:
-        core.set_property({"CACHE_DIR": str(cache_dir)})
-    return core
+    return ov.Core()
 
 
 def _compile(graph: Graph, properties: dict[str, str], cache_dir: Path | None = None) -> ov.CompiledModel:
-    core = _core(cache_dir)
+    if cache_dir is not None:
+        properties = properties | {"CACHE_DIR": str(cache_dir)}
     # By its path: a graph that is compiled already is not read again. Its other outputs cost nothing, and with them
     # OpenVINO leaves the last norm and the logits in float32 (docs/parity.md, close calls).
-    return core.compile_model(graph.path, "CPU", properties)
+    return _core().compile_model(graph.path, "CPU", properties)
 
 
 class OpenVinoEngine:

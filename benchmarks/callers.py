@@ -15,11 +15,9 @@ from app.load.request import classify_request
 from app.load.summary import Summary
 from app.load.target import Target, parse_target
 from benchmarks.contenders import MODEL
-from benchmarks.media import add_photo_argument
-from benchmarks.own_server import add_server_arguments, own_server
+from benchmarks.own_server import own_server
 from benchmarks.packages import REPOSITORY, build_packages
-from benchmarks.results import add_output_argument
-from benchmarks.together import report, run_together
+from benchmarks.together import add_arguments, report, run_together
 
 _WARMUP_S = 3.0  # until the queue of the many stands
 _KEYS = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
@@ -34,13 +32,9 @@ def workload(target: Target, arguments: argparse.Namespace, seed: int, key: str,
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_server_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--many", type=int, default=64, help="connections of the caller with many requests")
     parser.add_argument("--few", type=int, default=1, help="connections of the one with few")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    add_photo_argument(parser)
-    add_output_argument(parser)
     arguments = parser.parse_args()
     build_packages([MODEL])
     scenes = {"alone": ("few",), "one key": ("few", "many"), "a key each": ("few", "many")}

@@ -12,7 +12,18 @@ from app.load.isolated import run_isolated
 from app.load.summary import Summary, summarise
 from app.load.table import text_table
 from benchmarks.contenders import MODEL
-from benchmarks.results import median, write_results
+from benchmarks.media import add_photo_argument
+from benchmarks.own_server import add_server_arguments
+from benchmarks.results import add_output_argument, median, write_results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks of this kind take beside arguments of their own."""
+    add_server_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    add_photo_argument(parser)
+    add_output_argument(parser)
 
 
 def run_together(workloads: Mapping[str, Workload]) -> dict[str, Summary]:

@@ -15,11 +15,9 @@ from app.load.request import classify_request
 from app.load.summary import Summary
 from app.load.target import Target, parse_target
 from benchmarks.contenders import MODEL
-from benchmarks.media import add_photo_argument
-from benchmarks.own_server import add_server_arguments, own_server
+from benchmarks.own_server import own_server
 from benchmarks.packages import REPOSITORY, build_packages
-from benchmarks.results import add_output_argument
-from benchmarks.together import report, run_together
+from benchmarks.together import add_arguments, report, run_together
 
 _WARMUP_S = 3.0  # until the patient ones' queue stands
 
@@ -42,14 +40,10 @@ def measure(target: Target, arguments: argparse.Namespace, seed: int, *, patient
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_server_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--patient", type=int, default=64, help="connections of callers who can wait")
     parser.add_argument("--rate", type=float, default=5.0, help="requests/s of those who cannot")
     parser.add_argument("--timeout-ms", type=int, default=1000, help="that these allow")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    add_photo_argument(parser)
-    add_output_argument(parser)
     arguments = parser.parse_args()
     build_packages([MODEL])
     runs: dict[str, list[Summary]] = {"hurried, alone": [], "hurried": [], "patient": []}

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from networks import has_ipv6
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
@@ -132,14 +133,6 @@ def test_a_caller_is_who_is_at_the_other_end_whatever_a_header_says() -> None:
             await task
 
     asyncio.run(scene())
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

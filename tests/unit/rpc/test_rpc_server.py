@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from inference_grpc import message, method
+from networks import has_ipv6
 from rpc_double import DRAWN, LIMITS, Asked, Message, on_a_loop, outcome, serving
 
 from app.api.tensors import HEADER
@@ -22,14 +22,6 @@ from app.rpc.server import RpcLimits, RpcServer, _client
 INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
 SECRET = "/etc/of the inside"
 INFER = message("ModelInfer", model_name="m", inputs=[{"name": "rows"}], raw_input_contents=[b"abc"])
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 @on_a_loop
